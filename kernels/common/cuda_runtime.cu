@@ -3,31 +3,20 @@
 
 #include <cstdint>
 
-#include "simt.cuh"
+#include "kernels/common/simt.cuh"
 
-// Raised when any entry point of the library changes its parameters.
-static constexpr int kAbiVersion = 1;
-
-struct PwCudaDeviceInfo {
-  char name[128];
-  std::int32_t capability_major, capability_minor;
-  std::int32_t multiprocessors;
-  std::int64_t shared_bytes_per_block;  // after raising the limit
-  std::int64_t memory_bytes;
-};
-
-extern "C" int pw_cuda_abi_version() { return kAbiVersion; }
+PW_EXPORT int pw_cuda_abi_version() { return patchword::kAbiVersion; }
 
 // Describes up to `capacity` devices and stores how many exist. Returns 0, or a non-zero code with
 // the reason in `message` (no driver, a driver too old, no device).
-extern "C" int pw_cuda_device_info(PwCudaDeviceInfo* devices, int capacity, int* count,
+PW_EXPORT int pw_cuda_device_info(patchword::CudaDeviceInfo* devices, int capacity, int* count,
                                    char* message, std::size_t message_length) {
   *count = 0;
   if (message != nullptr && message_length > 0) message[0] = '\0';
 #if defined(PATCHWORD_SIMT_HOST)
   *count = 1;
   if (capacity > 0) {
-    PwCudaDeviceInfo info{};
+    patchword::CudaDeviceInfo info{};
     std::snprintf(info.name, sizeof(info.name), "patchword host SIMT engine");
     info.capability_major = patchword::simt::compute_capability() / 10;
     info.capability_minor = patchword::simt::compute_capability() % 10;
@@ -53,7 +42,7 @@ extern "C" int pw_cuda_device_info(PwCudaDeviceInfo* devices, int capacity, int*
     cudaDeviceProp properties;
     error = cudaGetDeviceProperties(&properties, i);
     if (error != cudaSuccess) return report(error);
-    PwCudaDeviceInfo info{};
+    patchword::CudaDeviceInfo info{};
     std::snprintf(info.name, sizeof(info.name), "%s", properties.name);
     info.capability_major = properties.major;
     info.capability_minor = properties.minor;

@@ -11,10 +11,11 @@
 #include <cstring>
 #include <type_traits>
 
-#include "half.h"
+#include "kernels/common/half.h"
+#include "kernels/common/types.h"
 
 #if defined(PATCHWORD_SIMT_HOST)
-#include "simt_host.h"
+#include "kernels/common/simt_host.h"
 #define PW_KERNEL static
 #define PW_DEVICE inline
 #define PW_HOST_DEVICE inline
@@ -93,10 +94,11 @@ struct Status {
 
   bool ok() const { return code == 0; }
 
-  // Copies the message into a caller's buffer and returns the code: the tail of an entry point.
+  // Copies the message into a caller's buffer: the tail of an entry point. Returns 0 or
+  // StatusCode::kLaunchFailed, the numbers that the binding turns into exceptions.
   int report(char* buffer, std::size_t length) const {
     if (buffer != nullptr && length > 0) std::snprintf(buffer, length, "%s", message);
-    return code;
+    return static_cast<int>(ok() ? StatusCode::kOk : StatusCode::kLaunchFailed);
   }
 };
 

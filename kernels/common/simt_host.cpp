@@ -7,7 +7,7 @@
 #if !defined(PATCHWORD_SIMT_HOST)
 #define PATCHWORD_SIMT_HOST
 #endif
-#include "simt_host.h"
+#include "kernels/common/simt_host.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "async_copy.cuh"
-#include "mma.cuh"
-#include "simt.cuh"
+#include "kernels/common/async_copy.cuh"
+#include "kernels/common/mma.cuh"
+#include "kernels/common/simt.cuh"
 
 namespace simt = patchword::simt;
 using patchword::BFloat16;
