@@ -12,6 +12,11 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
 #include "kernels/common/portable.h"
 
 namespace patchword {

@@ -6,8 +6,6 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #define PW_PORTABLE static __host__ __device__ __forceinline__
 #else
 #define PW_PORTABLE static inline __attribute__((always_inline, unused))
