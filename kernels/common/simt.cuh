@@ -132,8 +132,13 @@ Status launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
   return make_status(
       host::run_grid(config, [](void* self) { (*static_cast<Call*>(self))(); }, &call));
 #else
-  kernel<<<grid, block, dynamic_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
-  return make_status(name, cudaGetLastError());
+  // The null keeps the array non-empty for a kernel without parameters.
+  void* pointers[] = {static_cast<void*>(&arguments)..., nullptr};
+  const cudaError_t error =
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, dynamic_bytes,
+                       static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) cudaGetLastError();  // do not leave it for the next caller to find
+  return make_status(name, error);
 #endif
 }
 
