@@ -38,8 +38,6 @@
 #error "compile with nvcc, or with a C++20 compiler and -x c++ -DPATCHWORD_SIMT_HOST"
 #endif
 
-// Entry points that the binding finds by name; everything else in the library is hidden.
-
 // 1 only where wgmma and bulk tensor copies exist; every use needs an mma.sync path beside it.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define PW_SM90A_PATH 1
