@@ -87,6 +87,7 @@ def explain_environment(ops: dict[str, str]) -> dict[str, Any]:
             "loaded": native is not None,
             "reason": _library.missing_reason,
             "build": native.build_info() if native is not None else None,
+            "openmp": native.openmp_runtime() if native is not None else None,
             "cpu_level": native.cpu_level() if native is not None else None,
             "best_cpu_level": native.best_cpu_level() if native is not None else None,
         },
