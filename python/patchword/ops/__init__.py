@@ -8,12 +8,23 @@ from typing import Any
 
 from patchword.ops import _backends
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
-__all__ = ["Backend", "OPS", "explain", "sample_features", "use_backend"]
+__all__ = [
+    "OPS",
+    "Backend",
+    "PackedQueries",
+    "explain",
+    "pack_queries",
+    "patch_similarity",
+    "sample_features",
+    "use_backend",
+]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
 }
 
