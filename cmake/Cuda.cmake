@@ -17,8 +17,6 @@ if(NOT PATCHWORD_CUDA STREQUAL "OFF")
     endif()
     enable_language(CUDA)
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-    set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     list(JOIN CMAKE_CUDA_ARCHITECTURES " " archs)
     set(PATCHWORD_CUDA_STATE "on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, ${archs})")
   elseif(PATCHWORD_CUDA STREQUAL "ON")
@@ -45,7 +43,8 @@ function(patchword_add_cuda_library)
     --compress-mode=size -Xfatbin=-compress-all --threads=2
     --expt-relaxed-constexpr -Xptxas=-warn-spills -Xcompiler=-fvisibility=hidden
     -Xcompiler=-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>)
-  set_target_properties(patchword_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+  # C++17 for device code: CMake before 3.26 knows no newer dialect of nvcc.
+  set_target_properties(patchword_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_STANDARD 17)
 endfunction()
 
 function(patchword_add_simt_library)

@@ -45,6 +45,27 @@ py::object unload_cuda_library() {
   return py::none();
 }
 
+// [(name, "9.0", multiprocessors, memory bytes)], or RuntimeError with the driver's reason.
+py::list cuda_devices() {
+  constexpr int kMost = 16;
+  using Info = int (*)(CudaDeviceInfo*, int, int*, char*, size_t);
+  auto query = reinterpret_cast<Info>(cuda_symbol("pw_cuda_device_info"));
+  CudaDeviceInfo devices[kMost] = {};
+  char message[512] = {};
+  int count = 0;
+  if (query(devices, kMost, &count, message, sizeof(message)) != 0) {
+    throw std::runtime_error(message);
+  }
+  py::list found;
+  for (int i = 0; i < count && i < kMost; ++i) {
+    const CudaDeviceInfo& d = devices[i];
+    found.append(py::make_tuple(
+        d.name, std::to_string(d.capability_major) + "." + std::to_string(d.capability_minor),
+        d.multiprocessors, d.memory_bytes));
+  }
+  return found;
+}
+
 }  // namespace
 
 void raise_unless_ok(const Status& status, const char* function) {
@@ -77,13 +98,7 @@ void bind_runtime(py::module_& module) {
   module.def("load_cuda_library", &load_cuda_library);
   module.def("unload_cuda_library", &unload_cuda_library);
   module.def("cuda_loaded", [] { return cuda_library != nullptr; });
-  module.def("cuda_device_info", []() -> py::tuple {
-    using Info = int (*)(char*, size_t);
-    auto info = reinterpret_cast<Info>(cuda_symbol("pw_cuda_device_info"));
-    char text[2048] = {};
-    const int count = info(text, sizeof(text));
-    return py::make_tuple(count, std::string(text));
-  });
+  module.def("cuda_devices", &cuda_devices);
 }
 
 }  // namespace patchword::bindings

@@ -5,7 +5,7 @@
 // poison of fresh shared memory.
 #pragma once
 
-#include "simt.cuh"
+#include "kernels/common/simt.cuh"
 
 namespace patchword::simt {
 

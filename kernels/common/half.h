@@ -15,10 +15,9 @@
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define PW_INLINE static __host__ __device__ __forceinline__
-#else
-#define PW_INLINE static inline __attribute__((always_inline, unused))
 #endif
+
+#include "kernels/common/portable.h"
 
 namespace patchword {
 
@@ -34,7 +33,7 @@ struct BFloat16 {
 
 // Reinterprets the bytes of a value as another type of the same size.
 template <class To, class From>
-PW_INLINE To bit_cast(const From& from) {
+PW_PORTABLE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs types of equal size");
   static_assert(std::is_trivially_copyable<To>::value && std::is_trivially_copyable<From>::value,
                 "bit_cast needs trivially copyable types");
@@ -43,13 +42,13 @@ PW_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-PW_INLINE float to_float(float value) { return value; }
+PW_PORTABLE float to_float(float value) { return value; }
 
-PW_INLINE float to_float(BFloat16 value) {
+PW_PORTABLE float to_float(BFloat16 value) {
   return bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
-PW_INLINE float to_float(Half value) {
+PW_PORTABLE float to_float(Half value) {
 #if defined(__CUDA_ARCH__)
   return __half2float(bit_cast<__half>(value));
 #else
@@ -64,7 +63,7 @@ PW_INLINE float to_float(Half value) {
 #endif
 }
 
-PW_INLINE Half float_to_half(float value) {
+PW_PORTABLE Half float_to_half(float value) {
 #if defined(__CUDA_ARCH__)
   return bit_cast<Half>(__float2half_rn(value));
 #else
@@ -83,7 +82,7 @@ PW_INLINE Half float_to_half(float value) {
 #endif
 }
 
-PW_INLINE BFloat16 float_to_bfloat16(float value) {
+PW_PORTABLE BFloat16 float_to_bfloat16(float value) {
 #if defined(__CUDA_ARCH__)
   return bit_cast<BFloat16>(__float2bfloat16_rn(value));
 #else
@@ -96,7 +95,7 @@ PW_INLINE BFloat16 float_to_bfloat16(float value) {
 
 // Rounds a float to the storage type T (float, Half or BFloat16).
 template <class T>
-PW_INLINE T from_float(float value) {
+PW_PORTABLE T from_float(float value) {
   if constexpr (std::is_same<T, Half>::value) {
     return float_to_half(value);
   } else if constexpr (std::is_same<T, BFloat16>::value) {

@@ -17,7 +17,7 @@
 // hardware adds them is not specified (the host adds in double and rounds once).
 #pragma once
 
-#include "simt.cuh"
+#include "kernels/common/simt.cuh"
 
 namespace patchword::simt {
 

@@ -11,11 +11,11 @@
 #include <cstring>
 #include <type_traits>
 
-#include "half.h"
-#include "types.h"
+#include "kernels/common/half.h"
+#include "kernels/common/types.h"
 
 #if defined(PATCHWORD_SIMT_HOST)
-#include "simt_host.h"
+#include "kernels/common/simt_host.h"
 #define PW_KERNEL static
 #define PW_DEVICE inline
 #define PW_HOST_DEVICE inline
@@ -37,9 +37,6 @@
 #else
 #error "compile with nvcc, or with a C++20 compiler and -x c++ -DPATCHWORD_SIMT_HOST"
 #endif
-
-// Entry points that the binding finds by name; everything else in the library is hidden.
-#define PW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // 1 only where wgmma and bulk tensor copies exist; every use needs an mma.sync path beside it.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -97,7 +94,8 @@ struct Status {
 
   bool ok() const { return code == 0; }
 
-  // Copies the message into a caller's buffer and returns the code: the tail of an entry point.
+  // Copies the message into a caller's buffer and returns the code, which the binding turns into
+  // an exception: the tail of an entry point.
   int report(char* buffer, std::size_t length) const {
     if (buffer != nullptr && length > 0) std::snprintf(buffer, length, "%s", message);
     return code;

@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+// A function of the CUDA library's C interface; everything else is hidden.
+#define PW_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace patchword {
 
 // Version of the C interface between _C and the CUDA library.
@@ -39,6 +42,15 @@ struct Status {
 
 inline Status ok_status() { return {}; }
 inline Status invalid(const char* message) { return {StatusCode::kInvalidArgument, message}; }
+// Filled by pw_cuda_device_info for each device.
+struct CudaDeviceInfo {
+  char name[128];
+  int32_t capability_major, capability_minor;
+  int32_t multiprocessors;
+  int64_t shared_bytes_per_block;  // after raising the limit
+  int64_t memory_bytes;
+};
+
 inline Status unsupported(const char* message) { return {StatusCode::kUnsupported, message}; }
 
 }  // namespace patchword

@@ -4,13 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/portable.h"
 #include "kernels/sample_features/sample_features.h"
-
-#ifdef __CUDACC__
-#define PW_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define PW_HOST_DEVICE inline __attribute__((always_inline))
-#endif
 
 namespace patchword {
 
@@ -24,7 +19,7 @@ struct Taps {
 };
 
 // Mirrors into [low, high]; half-open intervals of length `span` tile the line.
-PW_HOST_DEVICE float reflect(float value, float low, float span) {
+PW_PORTABLE float reflect(float value, float low, float span) {
   if (span <= 0.0f) return 0.0f;
   float distance = value - low;
   if (distance < 0.0f) distance = -distance;
@@ -34,7 +29,7 @@ PW_HOST_DEVICE float reflect(float value, float low, float span) {
   return odd ? low + span - rest : low + rest;
 }
 
-PW_HOST_DEVICE float pad_index(float index, int64_t size, SamplePadding padding,
+PW_PORTABLE float pad_index(float index, int64_t size, SamplePadding padding,
                                bool align_corners) {
   if (padding == SamplePadding::kZeros) return index;
   if (padding == SamplePadding::kReflection) {
@@ -47,14 +42,14 @@ PW_HOST_DEVICE float pad_index(float index, int64_t size, SamplePadding padding,
 }
 
 // Round half to even, without depending on the rounding mode or the maths library.
-PW_HOST_DEVICE float round_half_even(float x) {
+PW_PORTABLE float round_half_even(float x) {
   const float magic = 12582912.0f;
   if (!(x > -4194304.0f && x < 4194304.0f)) return x;
   return (x + magic) - magic;
 }
 
 // Far-away, infinite and NaN coordinates end up outside with weight 0 (zeros) or on the border.
-PW_HOST_DEVICE Taps sample_taps(const SampleFeaturesParams& p, float x, float y) {
+PW_PORTABLE Taps sample_taps(const SampleFeaturesParams& p, float x, float y) {
   // grid_sample documents NaN as -1 in normalised coordinates, which is the first cell's side; a
   // NaN is therefore read at index -1, the outside neighbour of the first cell.
   float ix = x == x ? x * p.scale_x + p.shift_x : -1.0f;
