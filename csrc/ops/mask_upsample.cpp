@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/common/runtime.h"
+
+namespace patchword::bindings {
+
+void bind_mask_upsample(pybind11::module_& module) { (void)module; }
+
+}  // namespace patchword::bindings

@@ -1,0 +1,755 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a kernel written against simt.cuh on the CPU: blocks in turn, threads as fibers.
+//
+// A fiber runs until it waits (barrier, warp collective) or exits; the scheduler then resumes the
+// next one in the order that PATCHWORD_SIMT_ORDER names. When a rule is broken the launch stops:
+// its fibers are abandoned, not unwound, which is safe because kernels own nothing.
+#if !defined(PATCHWORD_SIMT_HOST)
+#define PATCHWORD_SIMT_HOST
+#endif
+#include "kernels/common/simt_host.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define PW_ASAN 1
+#else
+#define PW_ASAN 0
+#endif
+
+#if defined(__x86_64__) && !defined(PATCHWORD_SIMT_UCONTEXT)
+#define PW_ASM_SWITCH 1
+#else
+#include <ucontext.h>
+#define PW_ASM_SWITCH 0
+#endif
+
+#if PW_ASM_SWITCH
+// Saves the callee-saved registers on the stack, stores the stack pointer, loads another.
+extern "C" void pw_simt_switch(void** save, void* load);
+asm(R"(
+.text
+.p2align 4
+.local pw_simt_switch
+.type pw_simt_switch, @function
+pw_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size pw_simt_switch, .-pw_simt_switch
+)");
+#endif
+
+namespace patchword::simt::host {
+
+constinit thread_local Indices* current = nullptr;
+
+namespace {
+
+constexpr std::size_t kStackBytes = PW_ASAN ? 512 * 1024 : 128 * 1024;
+constexpr std::size_t kDefaultShared = 48 * 1024;
+constexpr std::size_t kCanaryBytes = PW_ASAN ? 0 : 128;
+constexpr unsigned kMaxThreads = 1024;
+constexpr int kIdleRounds = 100000;
+// All ones is NaN in every floating-point format, so that unwritten shared memory shows.
+constexpr int kPoison = 0xff;
+constexpr int kCanary = 0xa5;
+
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes, valid, group;
+};
+
+enum class State { kReady, kBlockBarrier, kNamedBarrier, kCollective, kExited };
+
+struct Lane : Indices {
+  State state = State::kReady;
+  unsigned linear = 0;
+  Site site;
+  const char* operation = "";
+  unsigned mask = 0;
+  int named = 0;
+  void* slot = nullptr;
+  Combine combine = nullptr;
+  std::vector<Copy> copies;
+  std::size_t group = 0;
+  void* fake_stack = nullptr;
+#if PW_ASM_SWITCH
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t context;
+#endif
+};
+
+struct Warp {
+  unsigned waiting = 0;  // lanes inside a collective
+  unsigned gone = 0;     // lanes that exited or never existed
+};
+
+struct NamedBarrier {
+  int arrived = 0, threads = 0;
+};
+
+struct FreeDeleter {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+
+struct SharedArray {
+  const void* key;
+  const char* name;
+  std::size_t bytes;
+  std::unique_ptr<unsigned char, FreeDeleter> storage;
+  unsigned char* begin() const { return storage.get() + kCanaryBytes; }
+};
+
+std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
+std::string format(const char* pattern, ...) {
+  char text[1024];
+  va_list arguments;
+  va_start(arguments, pattern);
+  std::vsnprintf(text, sizeof(text), pattern, arguments);
+  va_end(arguments);
+  return text;
+}
+
+std::string where(const Site& site) {
+  const char* slash = std::strrchr(site.file_name(), '/');
+  return format("%s:%u", slash == nullptr ? site.file_name() : slash + 1, site.line());
+}
+
+std::string triple(const dim3& d) { return format("(%u, %u, %u)", d.x, d.y, d.z); }
+
+bool same_site(const Site& a, const Site& b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+}
+
+std::string describe(const Lane& lane) {
+  const std::string thread = "thread " + triple(lane.thread);
+  switch (lane.state) {
+    case State::kExited:
+      return thread + " has exited";
+    case State::kBlockBarrier:
+      return thread + " waits in sync_block at " + where(lane.site);
+    case State::kNamedBarrier:
+      return thread + format(" waits at named barrier %d at ", lane.named) + where(lane.site);
+    case State::kCollective:
+      return thread + format(" waits in %s (mask 0x%08x) at ", lane.operation, lane.mask) +
+             where(lane.site);
+    case State::kReady:
+      break;
+  }
+  return thread + " is running";
+}
+
+long environment_number(const char* name, long fallback, long low, long high) {
+  const char* text = std::getenv(name);
+  if (text == nullptr) return fallback;
+  return std::clamp(std::strtol(text, nullptr, 10), low, high);
+}
+
+struct RaisedLimits {
+  std::mutex mutex;
+  std::unordered_map<const void*, std::size_t> bytes;
+};
+RaisedLimits& raised_limits() {
+  static RaisedLimits limits;
+  return limits;
+}
+
+// The order in which threads and blocks run.
+class Order {
+ public:
+  bool parse(const char* text) {
+    if (text == nullptr || std::strcmp(text, "forward") == 0) return true;
+    if (std::strcmp(text, "reverse") == 0) {
+      reverse_ = true;
+      return true;
+    }
+    if (std::strncmp(text, "random:", 7) != 0) return false;
+    char* end = nullptr;
+    generator_.seed(static_cast<unsigned>(std::strtoul(text + 7, &end, 10)));
+    random_ = true;
+    return end != text + 7 && *end == '\0';
+  }
+
+  std::vector<std::size_t> first(std::size_t count) {
+    std::vector<std::size_t> order(count);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    if (reverse_) std::reverse(order.begin(), order.end());
+    next(order);
+    return order;
+  }
+
+  void next(std::vector<std::size_t>& order) {
+    if (random_) std::shuffle(order.begin(), order.end(), generator_);
+  }
+
+ private:
+  bool reverse_ = false, random_ = false;
+  std::mt19937 generator_;
+};
+
+// One launch on one operating-system thread.
+class Engine {
+ public:
+  // Returns whether the launch ran to its end; `message` says why not.
+  bool run(const LaunchConfig& config, void (*body)(void*), void* arguments);
+
+  [[noreturn]] void fail(const std::string& what);
+  void wait();  // switches from the running fiber to the scheduler
+  void exit_lane();
+  void run_body() { body_(arguments_); }
+  void land();  // first thing after a switch arrives in a fiber
+
+  Lane& lane() { return *static_cast<Lane*>(current); }
+  Lane& lane_of(unsigned warp, unsigned lane) { return lanes_[32 * warp + lane]; }
+
+  void* shared_array(const void* key, const char* name, std::size_t bytes);
+  void* dynamic_shared() { return arrays_[0].begin(); }
+  bool inside_shared(const void* pointer, std::size_t bytes) const;
+  void block_barrier(const Site& site);
+  void named_barrier(int id, int threads, bool wait_here, const Site& site);
+  void collective(const char* operation, unsigned mask, void* slot, Combine combine,
+                  const Site& site);
+
+  std::string message;
+  std::size_t progress = 0;
+
+ private:
+  bool reject(const std::string& what);
+  bool check_config();
+  void run_block(const dim3& index);
+  void start_lane(unsigned linear, const dim3& index);
+  void resume(Lane& lane);
+  std::string diagnose() const;
+  void add_array(const void* key, const char* name, std::size_t bytes);
+  void fill(const SharedArray& array);
+  void check_canaries();
+
+  LaunchConfig config_{};
+  void (*body_)(void*) = nullptr;
+  void* arguments_ = nullptr;
+  bool failed_ = false, raised_ = false;
+  unsigned threads_ = 0;
+  unsigned at_barrier_ = 0;
+  std::size_t static_bytes_ = 0;
+  Order order_;
+  std::vector<Lane> lanes_;
+  std::vector<Warp> warps_;
+  std::vector<SharedArray> arrays_;
+  NamedBarrier named_[16];
+#if PW_ASM_SWITCH
+  void* scheduler_pointer_ = nullptr;
+#else
+  ucontext_t scheduler_context_;
+#endif
+  void* scheduler_fake_stack_ = nullptr;
+  const void* scheduler_bottom_ = nullptr;
+  std::size_t scheduler_size_ = 0;
+};
+
+thread_local Engine* engine = nullptr;
+
+// Stacks are mapped once per operating-system thread, a guard page below each.
+class StackPool {
+ public:
+  ~StackPool() {
+    for (char* stack : stacks_) munmap(stack - guard_, kStackBytes + guard_);
+  }
+  char* stack(unsigned index) {
+    while (stacks_.size() <= index) {
+      void* memory = mmap(nullptr, kStackBytes + guard_, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (memory == MAP_FAILED) return nullptr;
+      mprotect(memory, guard_, PROT_NONE);
+      stacks_.push_back(static_cast<char*>(memory) + guard_);
+    }
+    return stacks_[index];
+  }
+
+ private:
+  const std::size_t guard_ = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  std::vector<char*> stacks_;
+};
+thread_local StackPool stack_pool;
+
+#if PW_ASAN
+__attribute__((no_sanitize("address")))
+#endif
+void fiber_main() {
+  engine->land();
+  engine->run_body();
+  engine->exit_lane();
+}
+
+bool Engine::reject(const std::string& what) {
+  message = format("kernel %s: ", config_.name) + what;
+  return false;
+}
+
+bool Engine::check_config() {
+  const dim3 &grid = config_.grid, &block = config_.block;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 2147483647u || grid.y > 65535 ||
+      grid.z > 65535) {
+    return reject("grid " + triple(grid) + " is outside 1 to (2147483647, 65535, 65535)");
+  }
+  if (block.x == 0 || block.y == 0 || block.z == 0 || block.x > kMaxThreads ||
+      block.y > kMaxThreads || block.z > 64 ||
+      std::size_t{block.x} * block.y * block.z > kMaxThreads) {
+    return reject("block " + triple(block) + " must have 1 to 1024 threads, z at most 64");
+  }
+  std::size_t limit = kDefaultShared;
+  {
+    std::lock_guard<std::mutex> lock(raised_limits().mutex);
+    const auto raised = raised_limits().bytes.find(config_.kernel);
+    raised_ = raised != raised_limits().bytes.end();
+    if (raised_) limit = std::max(limit, raised->second);
+  }
+  if (config_.dynamic_bytes > limit) {
+    return reject(format("%zu bytes of dynamic shared memory exceed the limit of %zu; call "
+                         "PW_RAISE_DYNAMIC_SHARED first",
+                         config_.dynamic_bytes, limit));
+  }
+  if (!order_.parse(std::getenv("PATCHWORD_SIMT_ORDER"))) {
+    return reject("PATCHWORD_SIMT_ORDER must be forward, reverse or random:<seed>");
+  }
+  return true;
+}
+
+bool Engine::run(const LaunchConfig& config, void (*body)(void*), void* arguments) {
+  config_ = config;
+  body_ = body;
+  arguments_ = arguments;
+  if (!check_config()) return false;
+  const dim3 &grid = config.grid, &block = config.block;
+  threads_ = block.x * block.y * block.z;
+  if (stack_pool.stack(threads_ - 1) == nullptr) return reject("no memory for thread stacks");
+  lanes_.resize(threads_);
+  warps_.resize((threads_ + 31) / 32);
+  add_array(nullptr, "dynamic shared memory", config.dynamic_bytes);
+  for (std::size_t b : order_.first(std::size_t{grid.x} * grid.y * grid.z)) {
+    run_block(dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                   static_cast<unsigned>(b / grid.x / grid.y)));
+    if (!failed_) check_canaries();
+    if (failed_) return false;
+  }
+  return true;
+}
+
+void Engine::start_lane(unsigned linear, const dim3& index) {
+  Lane& lane = lanes_[linear];
+  const dim3& block = config_.block;
+  lane.thread = dim3(linear % block.x, linear / block.x % block.y, linear / block.x / block.y);
+  lane.block = index;
+  lane.block_dim = block;
+  lane.grid_dim = config_.grid;
+  lane.state = State::kReady;
+  lane.linear = linear;
+  lane.copies.clear();
+  lane.group = 0;
+  lane.fake_stack = nullptr;
+  char* stack = stack_pool.stack(linear);
+#if PW_ASM_SWITCH
+  // Popped by the first switch: six registers, the entry point, and the end of the call chain.
+  void** top = reinterpret_cast<void**>(stack + kStackBytes);
+  std::fill(top - 8, top, nullptr);
+  top[-2] = reinterpret_cast<void*>(&fiber_main);
+  lane.stack_pointer = top - 8;
+#else
+  getcontext(&lane.context);
+  lane.context.uc_stack.ss_sp = stack;
+  lane.context.uc_stack.ss_size = kStackBytes;
+  lane.context.uc_link = nullptr;
+  makecontext(&lane.context, &fiber_main, 0);
+#endif
+}
+
+void Engine::resume(Lane& lane) {
+  current = &lane;
+#if PW_ASAN
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack_, stack_pool.stack(lane.linear),
+                                 kStackBytes);
+#endif
+#if PW_ASM_SWITCH
+  pw_simt_switch(&scheduler_pointer_, lane.stack_pointer);
+#else
+  swapcontext(&scheduler_context_, &lane.context);
+#endif
+#if PW_ASAN
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
+#endif
+  current = nullptr;
+}
+
+void Engine::land() {
+#if PW_ASAN
+  __sanitizer_finish_switch_fiber(lane().fake_stack, &scheduler_bottom_, &scheduler_size_);
+#endif
+}
+
+void Engine::wait() {
+  Lane& self = lane();
+#if PW_ASAN
+  __sanitizer_start_switch_fiber(self.state == State::kExited ? nullptr : &self.fake_stack,
+                                 scheduler_bottom_, scheduler_size_);
+#endif
+#if PW_ASM_SWITCH
+  pw_simt_switch(&self.stack_pointer, scheduler_pointer_);
+#else
+  swapcontext(&self.context, &scheduler_context_);
+#endif
+  land();
+}
+
+void Engine::exit_lane() {
+  Lane& self = lane();
+  self.state = State::kExited;
+  warps_[self.linear / 32].gone |= 1u << self.linear % 32;
+  ++progress;
+  wait();
+}
+
+void Engine::fail(const std::string& what) {
+  const Lane& self = lane();
+  message = format("kernel %s, block ", config_.name) + triple(self.block) + ", thread " +
+            triple(self.thread) + ": " + what;
+  failed_ = true;
+  for (;;) wait();  // the scheduler never resumes a lane of a failed launch
+}
+
+void Engine::run_block(const dim3& index) {
+  for (const SharedArray& array : arrays_) fill(array);
+  for (std::size_t w = 0; w < warps_.size(); ++w) warps_[w] = Warp{};
+  if (threads_ % 32 != 0) warps_.back().gone = ~0u << threads_ % 32;
+  std::fill(std::begin(named_), std::end(named_), NamedBarrier{});
+  at_barrier_ = 0;
+  for (unsigned t = 0; t < threads_; ++t) start_lane(t, index);
+
+  std::vector<std::size_t> order = order_.first(threads_);
+  int idle = 0;
+  for (bool ran = true; ran && !failed_;) {
+    ran = false;
+    const std::size_t before = progress;
+    for (std::size_t t : order) {
+      if (lanes_[t].state != State::kReady) continue;
+      ran = true;
+      resume(lanes_[t]);
+      if (failed_) break;
+    }
+    idle = progress == before ? idle + 1 : 0;
+    if (ran && idle > kIdleRounds) break;
+    order_.next(order);
+  }
+  if (!failed_) {
+    const std::string trouble = diagnose();
+    if (!trouble.empty()) {
+      message = format("kernel %s, block ", config_.name) + triple(index) + ", " + trouble;
+      failed_ = true;
+    }
+  }
+#if PW_ASAN
+  if (failed_) {  // abandoned frames leave their red zones in the shadow memory
+    for (unsigned t = 0; t < threads_; ++t) {
+      __asan_unpoison_memory_region(stack_pool.stack(t), kStackBytes);
+    }
+  }
+#endif
+}
+
+// Explains why no lane can run, or returns "" when all have exited.
+std::string Engine::diagnose() const {
+  const Lane* stuck = nullptr;
+  for (const Lane& lane : lanes_) {
+    if (lane.state == State::kReady) {
+      return "thread " + triple(lane.thread) +
+             ": livelock: threads wait in spin_pause for something that no thread will do";
+    }
+    if (lane.state == State::kExited) continue;
+    if (stuck == nullptr || lane.state < stuck->state) stuck = &lane;
+  }
+  if (stuck == nullptr) return "";
+  const std::string thread = describe(*stuck);
+  if (stuck->state == State::kBlockBarrier) {
+    for (const Lane& lane : lanes_) {
+      if (lane.state != State::kBlockBarrier) {
+        return thread + ": barrier divergence: " + describe(lane);
+      }
+    }
+  }
+  if (stuck->state == State::kNamedBarrier) {
+    const NamedBarrier& barrier = named_[stuck->named];
+    return thread + format(": deadlock: %d of %d threads arrived", barrier.arrived,
+                           barrier.threads);
+  }
+  for (unsigned l = 0; l < 32; ++l) {
+    const std::size_t other = stuck->linear / 32 * 32 + l;
+    if ((stuck->mask >> l & 1u) == 0 || other == stuck->linear) continue;
+    if (other >= lanes_.size()) return thread + format(": lane %u does not exist", l);
+    const Lane& lane = lanes_[other];
+    if (lane.state != State::kCollective || lane.mask != stuck->mask) {
+      return thread + format(": lane mismatch: its mask names lane %u, but ", l) + describe(lane);
+    }
+  }
+  return thread + ": deadlock";
+}
+
+void Engine::add_array(const void* key, const char* name, std::size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, std::max<std::size_t>(bytes + 2 * kCanaryBytes, 1)) != 0) {
+    std::abort();
+  }
+  arrays_.push_back({key, name, bytes, {}});
+  arrays_.back().storage.reset(static_cast<unsigned char*>(memory));
+  fill(arrays_.back());
+}
+
+void Engine::fill(const SharedArray& array) {
+  std::memset(array.begin() - kCanaryBytes, kCanary, kCanaryBytes);
+  std::memset(array.begin(), kPoison, array.bytes);
+  std::memset(array.begin() + array.bytes, kCanary, kCanaryBytes);
+}
+
+void Engine::check_canaries() {
+  const auto intact = [](unsigned char byte) { return byte == kCanary; };
+  for (const SharedArray& array : arrays_) {
+    const unsigned char *before = array.begin() - kCanaryBytes, *after = array.begin() + array.bytes;
+    const bool low = std::all_of(before, before + kCanaryBytes, intact);
+    if (low && std::all_of(after, after + kCanaryBytes, intact)) continue;
+    message = format("kernel %s, block ", config_.name) + triple(lanes_[0].block) +
+              format(", some thread: wrote %s the %zu bytes of %s", low ? "past" : "before",
+                     array.bytes, array.name);
+    failed_ = true;
+    return;
+  }
+}
+
+void* Engine::shared_array(const void* key, const char* name, std::size_t bytes) {
+  for (const SharedArray& array : arrays_) {
+    if (array.key == key) return array.begin();
+  }
+  static_bytes_ += (bytes + 15) / 16 * 16;
+  if (static_bytes_ > kDefaultShared) {
+    fail(format("static shared memory needs %zu bytes with array %s, more than %zu", static_bytes_,
+                name, kDefaultShared));
+  }
+  const std::size_t total = static_bytes_ + config_.dynamic_bytes;
+  const std::size_t limit = raised_ ? max_dynamic_shared() : kDefaultShared;
+  if (total > limit) {
+    fail(format("static and dynamic shared memory need %zu bytes, more than %zu", total, limit));
+  }
+  add_array(key, name, bytes);
+  return arrays_.back().begin();
+}
+
+bool Engine::inside_shared(const void* pointer, std::size_t bytes) const {
+  const auto* p = static_cast<const unsigned char*>(pointer);
+  return std::any_of(arrays_.begin(), arrays_.end(), [&](const SharedArray& array) {
+    return p >= array.begin() && p + bytes <= array.begin() + array.bytes;
+  });
+}
+
+void Engine::block_barrier(const Site& site) {
+  Lane& self = lane();
+  for (unsigned t = 0; at_barrier_ > 0 && t < threads_; ++t) {
+    if (lanes_[t].state != State::kBlockBarrier) continue;
+    if (same_site(lanes_[t].site, site)) break;
+    fail("barrier divergence: it is in sync_block at " + where(site) + ", but " +
+         describe(lanes_[t]));
+  }
+  ++progress;
+  if (++at_barrier_ == threads_) {
+    at_barrier_ = 0;
+    for (Lane& lane : lanes_) lane.state = State::kReady;
+    return;
+  }
+  self.state = State::kBlockBarrier;
+  self.site = site;
+  wait();
+}
+
+void Engine::named_barrier(int id, int threads, bool wait_here, const Site& site) {
+  Lane& self = lane();
+  const int block_threads = static_cast<int>((threads_ + 31) / 32 * 32);
+  if (id < 1 || id > 15 || threads <= 0 || threads % 32 != 0 || threads > block_threads) {
+    fail(format("named barrier %d of %d threads at ", id, threads) + where(site) +
+         ": the id must be 1 to 15 and the count a multiple of 32 within the block");
+  }
+  NamedBarrier& barrier = named_[id];
+  if (barrier.arrived > 0 && barrier.threads != threads) {
+    fail(format("named barrier %d at ", id) + where(site) +
+         format(": expects %d threads, but %d were named before", threads, barrier.threads));
+  }
+  barrier.threads = threads;
+  ++progress;
+  if (++barrier.arrived == threads) {
+    barrier = NamedBarrier{};
+    for (Lane& lane : lanes_) {
+      if (lane.state == State::kNamedBarrier && lane.named == id) lane.state = State::kReady;
+    }
+    return;
+  }
+  if (!wait_here) return;
+  self.state = State::kNamedBarrier;
+  self.named = id;
+  self.site = site;
+  wait();
+}
+
+void Engine::collective(const char* operation, unsigned mask, void* slot, Combine combine,
+                        const Site& site) {
+  Lane& self = lane();
+  const unsigned warp_index = self.linear / 32, me = self.linear % 32;
+  Warp& warp = warps_[warp_index];
+  const auto here = [&] { return format("%s (mask 0x%08x) at ", operation, mask) + where(site); };
+  if ((mask >> me & 1u) == 0) {
+    fail(here() + format(": the mask does not name the calling lane %u", me));
+  }
+  if ((mask & warp.gone) != 0) {
+    const int other = __builtin_ctz(mask & warp.gone);
+    fail(here() + format(": the mask names lane %d, which has exited or does not exist", other));
+  }
+  for (unsigned rest = mask & warp.waiting; rest != 0; rest &= rest - 1) {
+    const Lane& other = lane_of(warp_index, static_cast<unsigned>(__builtin_ctz(rest)));
+    if (other.combine != combine || other.mask != mask || !same_site(other.site, site)) {
+      fail("lane mismatch: it is in " + here() + ", but " + describe(other));
+    }
+  }
+  self.slot = slot;
+  ++progress;
+  warp.waiting |= 1u << me;
+  if ((mask & ~warp.waiting) != 0) {
+    self.state = State::kCollective;
+    self.operation = operation;
+    self.mask = mask;
+    self.combine = combine;
+    self.site = site;
+    wait();
+    return;
+  }
+  void* slots[32] = {};
+  for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
+    const auto l = static_cast<unsigned>(__builtin_ctz(rest));
+    slots[l] = lane_of(warp_index, l).slot;
+    lane_of(warp_index, l).state = State::kReady;
+  }
+  warp.waiting &= ~mask;
+  combine(slots, mask);
+}
+
+}  // namespace
+
+const char* run_grid(const LaunchConfig& config, void (*body)(void*), void* arguments) {
+  static thread_local std::string last_message;
+  if (engine != nullptr) return "a kernel cannot launch a kernel";
+  Engine own;
+  engine = &own;
+  const bool ok = own.run(config, body, arguments);
+  engine = nullptr;
+  if (ok) return nullptr;
+  last_message = std::move(own.message);
+  return last_message.c_str();
+}
+
+const char* raise_dynamic_shared(const void* kernel, std::size_t bytes) {
+  if (bytes > max_dynamic_shared()) {
+    return "PW_RAISE_DYNAMIC_SHARED: more shared memory than a block of this device may have";
+  }
+  std::lock_guard<std::mutex> lock(raised_limits().mutex);
+  raised_limits().bytes[kernel] = bytes;
+  return nullptr;
+}
+
+int multiprocessor_count() {
+  return static_cast<int>(environment_number("PATCHWORD_SIMT_MULTIPROCESSORS", 4, 1, 1024));
+}
+
+std::size_t max_dynamic_shared() {
+  return static_cast<std::size_t>(environment_number("PATCHWORD_SIMT_SHARED_KB", 227, 48, 227)) *
+         1024;
+}
+
+void fail(const char* what, const Site& site) { engine->fail(what + (" at " + where(site))); }
+
+void* shared_array(const void* key, const char* name, std::size_t bytes) {
+  return engine->shared_array(key, name, bytes);
+}
+void* dynamic_shared() { return engine->dynamic_shared(); }
+
+void check_shared(const void* pointer, std::size_t bytes, const char* what, const Site& site) {
+  if (engine->inside_shared(pointer, bytes)) return;
+  engine->fail(format("%s of %zu bytes at ", what, bytes) + where(site) +
+               " lies outside the block's shared memory");
+}
+
+void check_aligned(const void* pointer, std::size_t alignment, const char* what,
+                   const Site& site) {
+  if (reinterpret_cast<std::uintptr_t>(pointer) % alignment == 0) return;
+  engine->fail(format("%s at ", what) + where(site) +
+               format(" is misaligned: the address must be a multiple of %zu", alignment));
+}
+
+void block_barrier(const Site& site) { engine->block_barrier(site); }
+void named_barrier(int id, int threads, bool wait, const Site& site) {
+  engine->named_barrier(id, threads, wait, site);
+}
+void yield(const Site&) { engine->wait(); }
+
+void warp_collective(const char* operation, unsigned mask, void* slot, Combine combine,
+                     const Site& site) {
+  engine->collective(operation, mask, slot, combine, site);
+}
+
+void async_copy(void* to, const void* from, std::size_t bytes, std::size_t valid,
+                const Site& site) {
+  check_aligned(to, bytes, "cp_async destination", site);
+  check_aligned(from, bytes, "cp_async source", site);
+  check_shared(to, bytes, "cp_async destination", site);
+  if (valid > bytes) engine->fail("cp_async at " + where(site) + " has more valid bytes than size");
+  Lane& lane = engine->lane();
+  lane.copies.push_back({to, from, bytes, valid, lane.group});
+}
+
+void async_commit() { ++engine->lane().group; }
+
+void async_wait(std::size_t groups_left, bool with_uncommitted) {
+  Lane& lane = engine->lane();
+  const std::size_t end = lane.group + (with_uncommitted ? 1 : 0);
+  std::size_t done = 0;
+  for (; done < lane.copies.size() && lane.copies[done].group + groups_left < end; ++done) {
+    const Copy& copy = lane.copies[done];
+    if (copy.valid > 0) std::memcpy(copy.to, copy.from, copy.valid);
+    std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+  }
+  lane.copies.erase(lane.copies.begin(), lane.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+}  // namespace patchword::simt::host

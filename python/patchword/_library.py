@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled module ``_C``, the torch.library namespace, and why either part may be missing.
+
+torch is imported first on purpose: ``_C`` links the plain ``libgomp.so.1``, and a runtime that is
+already loaded is shared instead of doubled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("patchword")
+logger.addHandler(logging.NullHandler())
+
+CPU, CUDA = 0, 1
+
+# The same numbers as in kernels/common/types.h.
+DTYPE_TAGS: dict[torch.dtype, int] = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.uint8: 3,
+    torch.int16: 4,
+    torch.int32: 5,
+    torch.int64: 6,
+    torch.bool: 7,
+}
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    if os.environ.get("PATCHWORD_NATIVE", "1") == "0":
+        return None, "the compiled module is switched off by PATCHWORD_NATIVE=0"
+    if find_spec("patchword._C") is None:
+        return None, "the compiled module patchword._C is not part of this installation"
+    try:
+        module = import_module("patchword._C")
+    except Exception as error:  # a module built for another Python or system fails in many ways
+        return None, f"the compiled module patchword._C cannot be loaded ({error})"
+    level = os.environ.get("PATCHWORD_CPU_LEVEL", "auto")
+    refusal = module.force_cpu_level(level)
+    if refusal is not None:
+        raise ValueError(f"patchword: PATCHWORD_CPU_LEVEL={level} cannot be used: {refusal}.")
+    return module, None
+
+
+# The compiled module, or None and the reason. Typed Any: its functions take plain integers.
+_module, missing_reason = _load()
+C: Any = _module
+
+LIBRARY = torch.library.Library("patchword", "DEF")
+
+# True inside simulate_cuda(): tensors on the CPU are then handed to the CUDA entry points.
+_simulating = False
+_cuda_tried = False
+_cuda_reason: str | None = None
+
+
+def register(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Define ``patchword::<schema>`` for CPU and CUDA and return the callable op.
+
+    Args:
+        schema: Operator schema with a fixed number of outputs.
+        implementation: Allocates the outputs and calls ``_C``.
+        fake: Same signature; allocates outputs without touching data.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, implementation, "CPU")
+    LIBRARY.impl(name, implementation, "CUDA")
+    torch.library.register_fake(f"patchword::{name}", fake, lib=LIBRARY)
+    op: Callable[..., Any] = getattr(torch.ops.patchword, name).default
+    return op
+
+
+def plain_eager(*tensors: Tensor | None) -> bool:
+    """Whether the dispatcher can be skipped: no gradient, trace, mode or tensor subclass."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+            return False
+        if grad and tensor.requires_grad:
+            return False
+    return True
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to see this call."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def runtime(tensor: Tensor) -> tuple[int, int, int]:
+    """Device tag, CUDA stream handle and CPU thread count for work on ``tensor``."""
+    if tensor.is_cuda:
+        return CUDA, torch.cuda.current_stream(tensor.device).cuda_stream, 1
+    if _simulating:
+        return CUDA, 0, 1
+    return CPU, 0, torch.get_num_threads()
+
+
+def refuse_device(tensor: Tensor) -> str | None:
+    """Why the compiled kernels cannot work on this tensor's device, or None."""
+    if C is None:
+        return missing_reason
+    if tensor.device.type in ("cpu", "meta"):
+        return None
+    if tensor.is_cuda:
+        return cuda_reason()
+    return f"there are no compiled kernels for device type {tensor.device.type!r}"
+
+
+def refuse_dtype(*tensors: Tensor | None) -> str | None:
+    """Why the compiled kernels cannot read these element types, or None."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype not in FLOAT_DTYPES:
+            return f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+    return None
+
+
+def cuda_library_path() -> Path | None:
+    """Where the CUDA library lies, or None when this build has none."""
+    if C is None:
+        return None
+    path = Path(C.__file__).with_name("libpatchword_cuda.so")
+    return path if path.exists() else None
+
+
+def cuda_reason() -> str | None:
+    """Load the CUDA library on first use; why that is impossible, or None."""
+    global _cuda_tried, _cuda_reason  # noqa: PLW0603 - one library per process
+    if C is None:
+        return missing_reason
+    if not _cuda_tried:
+        _cuda_tried = True
+        path = cuda_library_path()
+        if path is None:
+            _cuda_reason = f"this build has no CUDA kernels: {C.build_info()['cuda']}"
+        else:
+            refusal = C.load_cuda_library(str(path))
+            _cuda_reason = None if refusal is None else f"{path.name} cannot be loaded ({refusal})"
+    return _cuda_reason
+
+
+@contextlib.contextmanager
+def simulate_cuda(library: str | Path) -> Iterator[None]:
+    """Run the CUDA kernels on CPU tensors through a library built for the CPU execution layer.
+
+    For tests: ``library`` is ``libpatchword_simt.so`` (see ``kernels/common/SIMT.md``).
+    """
+    global _simulating, _cuda_tried  # noqa: PLW0603 - restored on exit
+    if C is None:
+        raise RuntimeError(f"simulate_cuda: needs the compiled module: {missing_reason}.")
+    refusal = C.load_cuda_library(str(library))
+    if refusal is not None:
+        raise RuntimeError(f"simulate_cuda: {library} cannot be loaded: {refusal}.")
+    _simulating = True
+    try:
+        yield
+    finally:
+        _simulating = False
+        _cuda_tried = False
+        C.unload_cuda_library()
+
+
+@contextlib.contextmanager
+def cpu_level(name: str) -> Iterator[None]:
+    """Force a CPU level (``generic``, ``avx2``, ``avx512``, ``avx512_bf16``, ``auto``) for a while."""
+    if C is None:
+        raise RuntimeError(f"cpu_level: needs the compiled module: {missing_reason}.")
+    before = C.cpu_level()
+    refusal = C.force_cpu_level(name)
+    if refusal is not None:
+        raise ValueError(f"cpu_level: {name} cannot be used: {refusal}.")
+    try:
+        yield
+    finally:
+        C.force_cpu_level(before)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops: functions of tensors, each with a compiled, a plain-torch and sometimes a Triton form."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from patchword.ops import _backends
+from patchword.ops._backends import Backend, use_backend
+from patchword.ops.sample_features import sample_features
+
+__all__ = ["Backend", "OPS", "explain", "sample_features", "use_backend"]
+
+# Public op -> room that holds it.
+OPS: dict[str, str] = {
+    "sample_features": "sample_features",
+}
+
+
+def explain(op: str, *args: Any, **options: Any) -> dict[str, str | None]:
+    """Why each backend would refuse these inputs of ``op``; None where it would run.
+
+    Args:
+        op: Name of a public op, a key of ``OPS``.
+        args: The tensors that the op would get.
+        options: Its options, where a backend's answer depends on them.
+    """
+    room = import_module(f"patchword.ops.{OPS[op]}")
+    return _backends.reasons(room.refusals, *args, **options)

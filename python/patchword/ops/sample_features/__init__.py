@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bilinear and nearest sampling of feature maps at points."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from patchword.errors import DTypeError, OptionError, ShapeError
+from patchword.ops import _backends
+from patchword.ops._backends import Backend
+from patchword.ops.sample_features import native
+from patchword.ops.sample_features.reference import sample_features_reference
+
+__all__ = ["refusals", "sample_features"]
+
+
+def _always(features: Tensor, points: Tensor) -> None:
+    return None
+
+
+refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
+
+
+def _affine(
+    coordinates: str, stride: float, align_corners: bool, width: int, height: int
+) -> tuple[float, float, float, float]:
+    def axis(size: int) -> tuple[float, float]:
+        if coordinates == "pixel":
+            return 1.0 / stride, 0.0 if align_corners else -0.5
+        span = float(size - 1 if align_corners else size)
+        shift = 0.0 if align_corners else -0.5
+        if coordinates == "unit":
+            return span, shift
+        return span / 2, span / 2 + shift
+
+    return (*axis(width), *axis(height))
+
+
+def sample_features(
+    features: Tensor,
+    points: Tensor,
+    *,
+    stride: float = 1.0,
+    coordinates: Literal["pixel", "unit", "normalized"] = "pixel",
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+    padding: Literal["zeros", "border", "reflection"] = "zeros",
+    align_corners: bool = False,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Feature vectors of a map at points.
+
+    Args:
+        features: ``[B, C, h, w]``, any strides; float16/bfloat16/float32/float64.
+        points: ``[B, M, 2]``, x before y. NaN is read one cell before the first.
+        stride: Pixels per cell; used by ``coordinates="pixel"`` alone.
+        coordinates: ``"pixel"``: origin at the top-left corner of the top-left pixel, cell
+            ``(r, c)`` centred at ``((c + .5) stride, (r + .5) stride)``; with ``align_corners``
+            cell centres lie at whole multiples of ``stride``. ``"unit"``: [0, 1] across the map.
+            ``"normalized"``: [-1, 1], as ``torch.nn.functional.grid_sample``.
+        mode: ``"nearest"`` rounds halves to even.
+        padding: What lies outside: zeros, the border cell, or the mirrored map.
+        align_corners: Whether the ends of the range are cell centres instead of cell edges.
+
+    Other Parameters:
+        backend: See :func:`patchword.ops.use_backend`. Never changes the result beyond rounding.
+
+    Returns:
+        ``[B, M, C]`` in the dtype of ``features``. Empty when ``B``, ``M`` or ``C`` is 0.
+
+    Raises:
+        ShapeError: Rank, batch size or last size do not fit, or the map has no cell.
+        DTypeError: ``features`` is not floating point.
+        OptionError: An option is none of its documented values.
+        BackendError: A forced backend cannot run these inputs.
+
+    Note:
+        Deterministic on every backend.
+
+    Example:
+        >>> import torch
+        >>> map = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> sample_features(map, torch.tensor([[[16.0, 16.0]]]), stride=16)
+        tensor([[[1.5000]]])
+    """
+    if features.ndim != 4:
+        raise ShapeError(
+            f"sample_features: features must have shape [B, C, h, w], got {list(features.shape)}.",
+            "[B, C, h, w]",
+            tuple(features.shape),
+        )
+    if points.ndim != 3 or points.shape[2] != 2 or points.shape[0] != features.shape[0]:
+        raise ShapeError(
+            f"sample_features: points must have shape [{features.shape[0]}, M, 2], "
+            f"got {list(points.shape)}.",
+            (features.shape[0], "M", 2),
+            tuple(points.shape),
+        )
+    if not features.is_floating_point():
+        raise DTypeError(f"sample_features: features must be floating point, got {features.dtype}.")
+    if points.device != features.device:
+        raise DTypeError(
+            f"sample_features: points must be on {features.device} like features, "
+            f"got {points.device}."
+        )
+    if features.shape[2] * features.shape[3] == 0 and points.shape[1] > 0:
+        raise ShapeError("sample_features: features must have at least one cell, got none.")
+    if coordinates not in ("pixel", "unit", "normalized"):
+        raise OptionError(
+            f'sample_features: coordinates must be "pixel", "unit" or "normalized", '
+            f"got {coordinates!r}."
+        )
+    if mode not in native.MODES:
+        raise OptionError(
+            f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.'
+        )
+    if padding not in native.PADDINGS:
+        raise OptionError(
+            f'sample_features: padding must be "zeros", "border" or "reflection", got {padding!r}.'
+        )
+    if not stride > 0:
+        raise OptionError(f"sample_features: stride must be positive, got {stride}.")
+    affine = _affine(coordinates, stride, align_corners, features.shape[3], features.shape[2])
+    chosen = _backends.choose("sample_features", refusals, backend, features, points)
+    run = native.sample_features_native if chosen == "native" else sample_features_reference
+    return run(
+        features, points, affine, mode=mode, padding=padding, align_corners=align_corners
+    )

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Builds the compiled parts into the source tree (python/patchword/), for development:
+#   scripts/dev_build.sh [--cuda] [--simt] [--asan]
+# Afterwards `PYTHONPATH=python python -m pytest tests` runs without an install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cuda=OFF simt=OFF asan=OFF dir=build/dev
+for option in "$@"; do
+  case "$option" in
+    --cuda) cuda=ON ;;
+    --simt) simt=ON ;;
+    --asan) asan=ON dir=build/asan ;;
+    *) echo "dev_build.sh: unknown option $option; the options are --cuda --simt --asan" >&2; exit 2 ;;
+  esac
+done
+python=${PYTHON:-python3}
+cmake -S . -B "$dir" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
+  -DPATCHWORD_CUDA=$cuda -DPATCHWORD_CUDA_ARCHS="${PATCHWORD_CUDA_ARCHS:-}" \
+  -DPATCHWORD_EMULATED_LEVELS=ON -DPATCHWORD_SIMT=$simt -DPATCHWORD_ASAN=$asan >"$dir.cmake.log" 2>&1 ||
+  { mkdir -p "$dir"; cat "$dir.cmake.log" >&2; exit 1; }
+cmake --build "$dir" -j "${JOBS:-2}"
+cmake --install "$dir" --prefix "$PWD/python" --strip >/dev/null
