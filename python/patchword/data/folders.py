@@ -88,3 +88,21 @@ def iter_items(
     top = Path(folder)
     for path in list_images(top, exclude=exclude):
         yield ImageItem(path.relative_to(top).as_posix(), path)
+
+
+def count_images(
+    folder: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None
+) -> int:
+    """Count the pictures of :func:`list_images`.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    total = sum(1 for _ in list_images(folder, exclude=exclude))
+    if total == 0:
+        raise DatasetError(
+            f"list_images: {printable(folder)} holds no pictures (files ending in .jpg, .png and "
+            "the like).",
+            path=folder,
+        )
+    return total

@@ -88,12 +88,28 @@ class Journal:
 
         The order is that of the lines, which for an uninterrupted run is that of the folder.
         """
+        for index in self._last(seen):
+            yield self._read(self._offsets[index])
+
+    def ranked(self, seen: array[int], field: str) -> Iterator[Record]:
+        """Yield the successful ones of :meth:`latest` by falling ``field``; ties by key.
+
+        Memory holds a number and a key per record; lines are read again one by one.
+        """
+        values: list[tuple[float, str, int]] = []
+        for index in self._last(seen):
+            record = self._read(self._offsets[index])
+            if record["status"] == "ok":
+                values.append((-float(record[field]), record["key"], index))
+        for _, _, index in sorted(values):
+            yield self._read(self._offsets[index])
+
+    def _last(self, seen: array[int]) -> list[int]:
         keys = np.asarray(self._keys, dtype=np.uint64)
         _, from_end = np.unique(keys[::-1], return_index=True)
         last = np.sort(len(keys) - 1 - from_end)
-        wanted = last[np.isin(keys[last], np.asarray(seen, dtype=np.uint64))]
-        for index in wanted:
-            yield self._read(self._offsets[int(index)])
+        wanted = np.isin(keys[last], np.asarray(seen, dtype=np.uint64))
+        return [int(index) for index in last[wanted]]
 
     def close(self) -> None:
         """Close the file; lines are on disk already."""

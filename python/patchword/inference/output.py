@@ -20,8 +20,8 @@ JOURNAL_FILE = "journal.jsonl"
 # What a run may leave in its folder; --overwrite removes these and nothing else.
 _OWN_FOLDERS = ("items", "hits", "pages")
 _OWN_FILES = (
-    *(RUN_FILE, JOURNAL_FILE, "result.json", "ranking.json", "index.html", "overlay.png"),
-    *("mask[01].png", "heatmap_*.png", "labels.png"),
+    *(RUN_FILE, JOURNAL_FILE, "result.json", "ranking.json", "index.html"),
+    *("mask[01].png", "heatmap_*.png", "labels.png", "overlay.png", "query.jpg"),
 )
 _FORMAT = "patchword-run/1"
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,21 @@ class RunSummary:
     failures: tuple[tuple[str, str], ...]
     interrupted: bool
     seen: array[int]
+
+
+@dataclass(frozen=True)
+class FolderRun:
+    """What a folder run left.
+
+    Attributes:
+        summary: Counts and failures.
+        output: The result folder.
+        index: The page to look through.
+    """
+
+    summary: RunSummary
+    output: Path
+    index: Path
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from patchword.viz.style import Color
 ALPHA = 0.5
 CONTOUR_LEVEL = 0.5
 _CONTOUR_PX = 2
+_FADE = 0.6
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -38,9 +39,15 @@ def resize_labels(labels: NDArray[np.int64], size: tuple[int, int]) -> NDArray[n
 
 
 def overlay_mask(
-    image: NDArray[np.uint8], mask: NDArray[np.floating], color: Color
+    image: NDArray[np.uint8], mask: NDArray[np.floating], color: Color, *, quiet: bool = False
 ) -> NDArray[np.uint8]:
-    """Tint ``image`` ``[H, W, 3]`` by ``ALPHA * mask`` and trace where the mask crosses one half."""
+    """Tint ``image`` ``[H, W, 3]`` by ``ALPHA * mask`` and trace where the mask crosses one half.
+
+    ``quiet`` fades the picture's own colours, so that a region shows on ground of its colour.
+    """
+    if quiet:
+        grey = image.astype(np.float32).mean(axis=2, keepdims=True)
+        image = np.rint(image + (grey - image) * np.float32(_FADE)).astype(np.uint8)
     weight = np.clip(np.nan_to_num(mask), 0, 1)[..., None].astype(np.float32) * np.float32(ALPHA)
     tinted = image * (1 - weight) + np.asarray(color, dtype=np.float32) * weight
     out = np.rint(tinted).astype(np.uint8)
