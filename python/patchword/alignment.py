@@ -210,16 +210,12 @@ class Aligner:
         reference = centered(maps0, mean)
         generator = np.random.default_rng(0)
         upright = self._propose(reference, centered(maps1, mean), valid0, None, generator)
-        proven = [
-            self._prove(reference, mean, features1, proposal, valid0) for proposal in upright
-        ]
+        proven = [self._prove(reference, mean, features1, proposal, valid0) for proposal in upright]
         covered = max((self._coverage(one, valid0) for one in proven), default=0.0)
         if covered < self.options.enough:
             turned: list[Hypothesis] = []
             for angle in self.options.angles:
-                turned += self._propose_turned(
-                    reference, mean, features1, valid0, angle, generator
-                )
+                turned += self._propose_turned(reference, mean, features1, valid0, angle, generator)
             turned.sort(key=lambda proposal: -proposal.support)
             remaining = self.options.checked - len(proven)
             proven += [
@@ -228,9 +224,7 @@ class Aligner:
             ]
         proven = [one for one in proven if one.proof >= self.options.min_proof]
         distinct = self._distinct(proven, features0.grid)
-        tightened = [
-            self._tighten(reference, mean, features1, one, valid0) for one in distinct
-        ]
+        tightened = [self._tighten(reference, mean, features1, one, valid0) for one in distinct]
         return self._distinct(tightened, features0.grid)
 
     def _distinct(self, alignments: list[Alignment], grid: tuple[int, int]) -> list[Alignment]:
@@ -280,9 +274,7 @@ class Aligner:
             magnification = float(np.median(local_scale(best.homography, points0)))
             tolerance = self.options.consensus.tolerance * magnification
             fitted = fit_affine(points0, points1, strength, best.homography, tolerance=tolerance)
-            full = fit_homography(
-                points0, points1, strength, best.homography, tolerance=tolerance
-            )
+            full = fit_homography(points0, points1, strength, best.homography, tolerance=tolerance)
             tried = [
                 self._prove(reference, mean, features1, Hypothesis(one, best.proof), valid0)
                 for one in (fitted, full)
@@ -347,9 +339,7 @@ class Aligner:
     ) -> tuple[Tensor, Tensor]:
         """Describe picture 1 drawn in another frame; also which cells mostly show the picture."""
         assert features1.pixels is not None
-        drawn, inside = warp_image(
-            features1.pixels, homography, size, fill=self.backbone.fill
-        )
+        drawn, inside = warp_image(features1.pixels, homography, size, fill=self.backbone.fill)
         maps = centered(self.backbone.describe(drawn)[0], mean)
         valid = F.avg_pool2d(inside, self.backbone.stride)[0, 0] > 0.5
         return maps, valid
@@ -375,9 +365,7 @@ class Aligner:
         smooth_similarity = box_mean(similarity) * valid
         smooth_contrast = box_mean(contrast) * valid
         proof = (smooth_contrast - self.options.min_contrast).clamp(min=0).sum()
-        return Alignment(
-            proposal.homography, smooth_similarity, smooth_contrast, float(proof)
-        )
+        return Alignment(proposal.homography, smooth_similarity, smooth_contrast, float(proof))
 
     def _pushed(self, reference: Tensor, other: Tensor, ring: int) -> Tensor:
         """Similarity ``[8, h, w]`` with ``other`` pushed ``ring`` patches in eight directions."""

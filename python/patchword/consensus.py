@@ -101,9 +101,7 @@ def _best_affine(
     order = np.argsort(distance, axis=1, kind="stable")
     seeds = generator.integers(0, total, options.samples)
     steps = generator.integers(1, nearest + 1, (options.samples, 2))
-    triples = np.stack(
-        [seeds, order[seeds, steps[:, 0]], order[seeds, steps[:, 1]]], axis=1
-    )
+    triples = np.stack([seeds, order[seeds, steps[:, 0]], order[seeds, steps[:, 1]]], axis=1)
     corners = np.concatenate([points0[triples], np.ones((options.samples, 3, 1))], axis=2)
     # Twice the area of the triangle: slivers fix no map.
     wide = np.abs(np.linalg.det(corners)) > options.tolerance**2
@@ -215,5 +213,9 @@ def _normalizer(points: Matrix) -> Matrix:
     center = points.mean(axis=0)
     spread = max(float(points.std()), 1e-9)
     return np.array(
-        [[1 / spread, 0.0, -center[0] / spread], [0.0, 1 / spread, -center[1] / spread], [0, 0, 1.0]]
+        [
+            [1 / spread, 0.0, -center[0] / spread],
+            [0.0, 1 / spread, -center[1] / spread],
+            [0, 0, 1.0],
+        ]
     )

@@ -33,6 +33,4 @@ def create_backbone(name: str, device: torch.device | str | None = None) -> Back
         return XFeatBackbone(place)
     if name == "efficientnet-lite0+xfeat":
         return JointBackbone(EfficientNetBackbone(place), XFeatBackbone(place))
-    raise OptionError(
-        f"create_backbone: name must be one of {', '.join(BACKBONES)}, got {name!r}."
-    )
+    raise OptionError(f"create_backbone: name must be one of {', '.join(BACKBONES)}, got {name!r}.")

@@ -40,9 +40,7 @@ class EfficientNetBackbone:
     multiple = 32
     fill = 127.0 / 255.0
 
-    def __init__(
-        self, device: torch.device, blocks: tuple[int, ...] = (10, 14)
-    ) -> None:
+    def __init__(self, device: torch.device, blocks: tuple[int, ...] = (10, 14)) -> None:
         """Load the weights onto ``device``."""
         self.device = device
         self.blocks = blocks

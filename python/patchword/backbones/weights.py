@@ -106,7 +106,9 @@ def read_weights(source: WeightsFile) -> bytes:
             with zipfile.ZipFile(path) as archive:
                 content = archive.read(source.member)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"read_weights: {path.name} must be readable, got {error}.") from error
+        raise CheckpointError(
+            f"read_weights: {path.name} must be readable, got {error}."
+        ) from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != source.sha256:
         raise CheckpointError(

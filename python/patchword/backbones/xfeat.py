@@ -39,7 +39,9 @@ class XFeatDescriptors(nn.Module):
         super().__init__()
         self.skip1 = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 24, 1))
         self.block1 = nn.Sequential(
-            BasicLayer(1, 4), BasicLayer(4, 8, stride=2), BasicLayer(8, 8),
+            BasicLayer(1, 4),
+            BasicLayer(4, 8, stride=2),
+            BasicLayer(8, 8),
             BasicLayer(8, 24, stride=2),
         )
         self.block2 = nn.Sequential(BasicLayer(24, 24), BasicLayer(24, 24))
@@ -50,7 +52,9 @@ class XFeatDescriptors(nn.Module):
             BasicLayer(64, 64, stride=2), BasicLayer(64, 64), BasicLayer(64, 64)
         )
         self.block5 = nn.Sequential(
-            BasicLayer(64, 128, stride=2), BasicLayer(128, 128), BasicLayer(128, 128),
+            BasicLayer(64, 128, stride=2),
+            BasicLayer(128, 128),
+            BasicLayer(128, 128),
             BasicLayer(128, 64, kernel=1),
         )
         self.block_fusion = nn.Sequential(
