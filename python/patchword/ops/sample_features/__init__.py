@@ -103,6 +103,8 @@ def sample_features(
         )
     if not features.is_floating_point():
         raise DTypeError(f"sample_features: features must be floating point, got {features.dtype}.")
+    if not points.is_floating_point():
+        raise DTypeError(f"sample_features: points must be floating point, got {points.dtype}.")
     if points.device != features.device:
         raise DTypeError(
             f"sample_features: points must be on {features.device} like features, "
