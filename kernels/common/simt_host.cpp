@@ -636,16 +636,20 @@ void Engine::collective(const char* operation, unsigned mask, void* slot, Combin
     const int other = __builtin_ctz(mask & warp.gone);
     fail(here() + format(": the mask names lane %d, which has exited or does not exist", other));
   }
+  unsigned arrived = 1u << me;
   for (unsigned rest = mask & warp.waiting; rest != 0; rest &= rest - 1) {
-    const Lane& other = lane_of(warp_index, static_cast<unsigned>(__builtin_ctz(rest)));
-    if (other.combine != combine || other.mask != mask || !same_site(other.site, site)) {
+    const auto l = static_cast<unsigned>(__builtin_ctz(rest));
+    const Lane& other = lane_of(warp_index, l);
+    if (other.combine == combine && other.mask == mask && same_site(other.site, site)) {
+      arrived |= 1u << l;
+    } else if ((other.mask >> me & 1u) != 0) {  // otherwise it may still come here afterwards
       fail("lane mismatch: it is in " + here() + ", but " + describe(other));
     }
   }
   self.slot = slot;
   ++progress;
-  warp.waiting |= 1u << me;
-  if ((mask & ~warp.waiting) != 0) {
+  if (arrived != mask) {
+    warp.waiting |= 1u << me;
     self.state = State::kCollective;
     self.operation = operation;
     self.mask = mask;

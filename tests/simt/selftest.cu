@@ -8,6 +8,10 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/simt.cuh"
 
+#if defined(PATCHWORD_SIMT_HOST) && defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 namespace simt = patchword::simt;
 using patchword::BFloat16;
 using patchword::Half;
@@ -340,8 +344,9 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
 PW_KERNEL void large_static_kernel(float* output) {
   PW_SHARED(float, first, 8 * 1024);
   PW_SHARED(float, second, 4 * 1024);
-  first[threadIdx.x] = second[threadIdx.x] = 1;
-  output[threadIdx.x] = first[threadIdx.x];
+  first[threadIdx.x] = 1;
+  second[threadIdx.x] = 2;
+  output[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x];
 }
 
 PW_KERNEL void large_dynamic_kernel(float* output, int last) {
@@ -476,6 +481,18 @@ int pw_selftest_large_dynamic(int raise, std::size_t bytes, float* output, void*
   return PW_LAUNCH(large_dynamic_kernel, 1, 32, bytes, stream, output,
                    static_cast<int>(bytes / 4 - 1))
       .report(message, length);
+}
+
+// Makes the CPU treat denormal floats as zero; returns whether it can.
+int pw_selftest_flush_denormals(int on) {
+#if defined(PATCHWORD_SIMT_HOST) && defined(__SSE2__)
+  constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  const unsigned modes = kFlushToZero | kDenormalsAreZero;
+  _mm_setcsr(on ? _mm_getcsr() | modes : _mm_getcsr() & ~modes);
+  return 1;
+#else
+  return static_cast<void>(on), 0;
+#endif
 }
 
 int pw_selftest_sm90a_path() { return PW_SM90A_PATH; }

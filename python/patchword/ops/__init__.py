@@ -8,6 +8,7 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
 __all__ = [
@@ -15,12 +16,16 @@ __all__ = [
     "Backend",
     "explain",
     "explain_environment",
+    "PackedQueries",
+    "pack_queries",
+    "patch_similarity",
     "sample_features",
     "use_backend",
 ]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
 }
 
