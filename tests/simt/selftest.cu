@@ -198,8 +198,9 @@ PW_KERNEL void gemm_tf32_kernel(const float* a, const float* b, int n, int k, fl
 }
 
 // Sums slices of 4 * blockDim floats per block through a two-stage cp.async ring in dynamic shared
-// memory. Wait = 1 is right; Wait = 2 reads a slice that has not been waited for.
-template <int Wait>
+// memory. Wait = 1 is right; Wait = 2 reads a slice that has not been waited for. Without the last
+// barrier the next copy may land in a slice that others still read.
+template <int Wait, bool LastBarrier>
 PW_KERNEL void pipeline_kernel(const float* input, int slices, int count, float* output) {
   PW_DYNAMIC_SHARED(float, ring);
   const int width = 4 * blockDim.x;
@@ -219,7 +220,7 @@ PW_KERNEL void pipeline_kernel(const float* input, int slices, int count, float*
     for (int i = 0; i < 4; ++i) {
       sum += ring[slice % 2 * width + (4 * threadIdx.x + 4 + i) % width];  // a neighbour's copy
     }
-    simt::sync_block();
+    if constexpr (LastBarrier) simt::sync_block();
   }
   simt::cp_async_wait_all();
   simt::atomic_add(output, sum);
@@ -427,9 +428,11 @@ int pw_selftest_gemm(int type, const void* a, const void* b, int m, int n, int k
   return status.report(message, length);
 }
 
-int pw_selftest_pipeline(int waits, const float* input, int count, int threads, float* output,
+int pw_selftest_pipeline(int kind, const float* input, int count, int threads, float* output,
                          void* stream, char* message, std::size_t length) {
-  const auto kernel = waits ? pipeline_kernel<1> : pipeline_kernel<2>;
+  const auto kernel = kind == 0   ? pipeline_kernel<1, true>
+                      : kind == 1 ? pipeline_kernel<2, true>
+                                  : pipeline_kernel<1, false>;
   const int slices = simt::ceil_div(count, 4 * threads);
   const std::size_t bytes = 2 * sizeof(float) * 4 * threads;
   return PW_LAUNCH(kernel, 1, threads, bytes, stream, input, slices, count, output)

@@ -254,11 +254,19 @@ def test_mma_gemm(call: Call, order: str, rng: np.random.Generator, dtype: str) 
     assert (np.abs(output - exact[0] @ exact[1]) <= bound).all()
 
 
+@pytest.fixture(params=["late", "early"])
+def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PATCHWORD_SIMT_COPIES", request.param)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("count", [1, 255, 256, 1000])
-def test_cp_async_pipeline(call: Call, order: str, rng: np.random.Generator, count: int) -> None:
+def test_cp_async_pipeline(
+    call: Call, order: str, copies: str, rng: np.random.Generator, count: int
+) -> None:
     values = rng.standard_normal(count).astype(np.float32)
     total = np.zeros(1, np.float32)
-    assert call("pipeline", 1, values, count, 64, total) == (0, "")
+    assert call("pipeline", 0, values, count, 64, total) == (0, "")
     np.testing.assert_allclose(total[0], values.sum(dtype=np.float64), rtol=0, atol=1e-4)
 
 
@@ -366,8 +374,17 @@ def test_canaries_find_writes_outside_shared_memory(call: Call, kind: int) -> No
 
 def test_missing_wait_reads_poison(call: Call) -> None:
     values, total = np.ones(1000, np.float32), np.zeros(1, np.float32)
-    assert call("pipeline", 0, values, 1000, 64, total) == (0, "")
+    assert call("pipeline", 1, values, 1000, 64, total) == (0, "")
     assert np.isnan(total[0])
+
+
+def test_copy_into_a_slice_still_read_shows_with_early_copies(
+    call: Call, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHWORD_SIMT_COPIES", "early")
+    values, total = np.arange(1000, dtype=np.float32), np.zeros(1, np.float32)
+    assert call("pipeline", 2, values, 1000, 64, total) == (0, "")
+    assert total[0] != values.sum()
 
 
 def test_missing_barrier_shows_when_the_order_changes(
@@ -386,12 +403,22 @@ def test_missing_barrier_shows_when_the_order_changes(
     assert not np.array_equal(results[2], results[3], equal_nan=True)
 
 
-def test_unknown_order_is_refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    for order in ("backward", "random:", "random:x"):
-        monkeypatch.setenv("PATCHWORD_SIMT_ORDER", order)
-        code, message = call("spin", np.zeros(1, np.uint32), 1)
-        assert code == LAUNCH_FAILED
-        assert "PATCHWORD_SIMT_ORDER must be forward, reverse or random:<seed>" in message
+@pytest.mark.parametrize(
+    ("variable", "value", "rule"),
+    [
+        ("PATCHWORD_SIMT_ORDER", "backward", "forward, reverse or random:<seed>"),
+        ("PATCHWORD_SIMT_ORDER", "random:", "forward, reverse or random:<seed>"),
+        ("PATCHWORD_SIMT_ORDER", "random:x", "forward, reverse or random:<seed>"),
+        ("PATCHWORD_SIMT_COPIES", "never", "late or early"),
+    ],
+)
+def test_unknown_settings_are_refused(
+    call: Call, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, rule: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    code, message = call("spin", np.zeros(1, np.uint32), 1)
+    assert code == LAUNCH_FAILED
+    assert f"{variable} must be {rule}" in message
 
 
 # ---------------------------------------------------------------- launch limits
@@ -505,12 +532,15 @@ def test_nvcc_compiles_the_same_source(tmp_path: Path, architecture: str) -> Non
 
 
 @pytest.mark.skipif(SANITIZED, reason="checked once, outside the sanitized process")
-def test_the_example_of_the_guide_works(tmp_path: Path, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("flags", [[], ["-DPATCHWORD_SIMT_UCONTEXT"]], ids=["asm", "ucontext"])
+def test_the_example_of_the_guide_works(
+    tmp_path: Path, rng: np.random.Generator, flags: list[str]
+) -> None:
     text = (COMMON / "SIMT.md").read_text()
     (example,) = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
     source = tmp_path / "row_sum_cuda.cu"
     source.write_text(example)
-    library = ctypes.CDLL(str(build(tmp_path, source)))
+    library = ctypes.CDLL(str(build(tmp_path, source, *flags)))
     rows = rng.standard_normal((5, 300)).astype(np.float16)
     sums = np.zeros(5, np.float32)
     pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (rows, sums)]
