@@ -162,10 +162,8 @@ PW_KERNEL void gemm_kernel(const T* a, const T* b, int n, int k, float* c) {
   const unsigned lane = simt::lane_id();
   float acc[4] = {};
   for (int k0 = 0; k0 < k; k0 += 16) {
-    for (unsigned i = lane; i < 32; i += 32) {
-      const unsigned r = i / 2, h = i % 2 * 8;
-      simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
-    }
+    const unsigned r = lane / 2, h = lane % 2 * 8;
+    simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
     if (lane < 16)
       simt::store_pack(tile_b + lane * 8, simt::load_pack<8>(b + (k0 + lane) * n + column));
     simt::sync_block();
