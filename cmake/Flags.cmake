@@ -14,15 +14,3 @@ function(patchword_flags target)
     target_link_options(${target} PRIVATE -fsanitize=address,undefined)
   endif()
 endfunction()
-
-# One OpenMP runtime in the process: the system's plain libgomp, never a private copy. torch's
-# Linux wheels load a library of the same name, so the loader shares whichever came first.
-find_package(OpenMP COMPONENTS CXX)
-function(patchword_openmp target)
-  if(OpenMP_CXX_FOUND)
-    target_link_libraries(${target} PRIVATE OpenMP::OpenMP_CXX)
-    target_compile_definitions(${target} PRIVATE PATCHWORD_OPENMP=1)
-  else()
-    message(STATUS "patchword: OpenMP not found, the CPU kernels will be serial")
-  endif()
-endfunction()

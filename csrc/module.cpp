@@ -27,11 +27,6 @@ PYBIND11_MODULE(_C, module) {
     info["cuda"] = PATCHWORD_CUDA_STATE;
     info["cpu_levels"] = PATCHWORD_LEVELS_BUILT;
     info["compiler"] = __VERSION__;
-#ifdef PATCHWORD_OPENMP_BUILD
-    info["openmp"] = true;
-#else
-    info["openmp"] = false;
-#endif
     return info;
   });
 }

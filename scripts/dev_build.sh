@@ -14,9 +14,10 @@ for option in "$@"; do
   esac
 done
 python=${PYTHON:-python3}
+mkdir -p "$dir"
 cmake -S . -B "$dir" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
   -DPATCHWORD_CUDA=$cuda -DPATCHWORD_CUDA_ARCHS="${PATCHWORD_CUDA_ARCHS:-}" \
   -DPATCHWORD_EMULATED_LEVELS=ON -DPATCHWORD_SIMT=$simt -DPATCHWORD_ASAN=$asan >"$dir.cmake.log" 2>&1 ||
-  { mkdir -p "$dir"; cat "$dir.cmake.log" >&2; exit 1; }
+  { cat "$dir.cmake.log" >&2; exit 1; }
 cmake --build "$dir" -j "${JOBS:-2}"
 cmake --install "$dir" --prefix "$PWD/python" --strip >/dev/null

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "kernels/common/cpu_levels.h"
+#include "kernels/common/threads.h"
 
 namespace py = pybind11;
 
@@ -95,6 +96,7 @@ void bind_runtime(py::module_& module) {
   module.def("cpu_level", [] { return cpu_level_name(cpu_level()); });
   module.def("best_cpu_level", [] { return cpu_level_name(best_cpu_level()); });
   module.def("force_cpu_level", [](const std::string& name) { return force_cpu_level(name.c_str()); });
+  module.def("openmp_runtime", &openmp_runtime);
   module.def("load_cuda_library", &load_cuda_library);
   module.def("unload_cuda_library", &unload_cuda_library);
   module.def("cuda_loaded", [] { return cuda_library != nullptr; });

@@ -58,8 +58,7 @@ PW_PORTABLE float to_float(Half value) {
   const std::uint32_t normal = rest + (rest >= (31u << 23) ? (224u << 23) : (112u << 23));
   // Subnormal: 2^-14 (1 + fraction) - 2^-14 is exact and touches normal numbers only.
   const float subnormal = bit_cast<float>(rest + (113u << 23)) - bit_cast<float>(113u << 23);
-  const std::uint32_t magnitude =
-      rest < (1u << 23) ? bit_cast<std::uint32_t>(subnormal) : normal;
+  const std::uint32_t magnitude = rest < (1u << 23) ? bit_cast<std::uint32_t>(subnormal) : normal;
   return bit_cast<float>(sign | magnitude);
 #endif
 }
@@ -75,8 +74,7 @@ PW_PORTABLE Half float_to_half(float value) {
   const std::uint32_t subnormal =
       bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   // Above, drop 13 bits: half a unit less one, plus the bit that decides a tie.
-  const std::uint32_t normal =
-      (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   std::uint32_t result = magnitude < (113u << 23) ? subnormal : normal;
   result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // 65520 and more round to infinity
   result = magnitude > 0x7f800000u ? 0x7e00u : result;

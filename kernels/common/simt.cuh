@@ -60,7 +60,7 @@
   type* const name = static_cast<type*>(::patchword::simt::host::dynamic_shared())
 #else
 #define PW_SHARED(type, name, count) __shared__ __align__(16) type name[count]
-#define PW_DYNAMIC_SHARED(type, name)                                  \
+#define PW_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(128) unsigned char pw_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(pw_dynamic_shared)
 #endif
@@ -89,29 +89,32 @@ using Exactly = typename Identity<T>::type;
 
 // Outcome of a launch. `message` lives until the next failure on the same thread.
 struct Status {
-  int code = 0;  // 0, a cudaError_t, or -1 for an error found by the host engine
+  int code = 0;  // 0 or StatusCode::kLaunchFailed
   const char* message = "";
 
   bool ok() const { return code == 0; }
 
-  // Copies the message into a caller's buffer: the tail of an entry point. Returns 0 or
-  // StatusCode::kLaunchFailed, the numbers that the binding turns into exceptions.
+  // Copies the message into a caller's buffer and returns the code, which the binding turns into
+  // an exception: the tail of an entry point.
   int report(char* buffer, std::size_t length) const {
     if (buffer != nullptr && length > 0) std::snprintf(buffer, length, "%s", message);
-    return static_cast<int>(ok() ? StatusCode::kOk : StatusCode::kLaunchFailed);
+    return code;
   }
 };
 
+inline constexpr int kLaunchFailed = static_cast<int>(StatusCode::kLaunchFailed);
+
 #if defined(PATCHWORD_SIMT_HOST)
 inline Status make_status(const char* message) {
-  return message == nullptr ? Status{} : Status{-1, message};
+  return message == nullptr ? Status{} : Status{kLaunchFailed, message};
 }
 #else
 inline Status make_status(const char* name, cudaError_t error) {
   if (error == cudaSuccess) return Status{};
   static thread_local char text[512];
-  std::snprintf(text, sizeof(text), "CUDA kernel %s: %s", name, cudaGetErrorString(error));
-  return Status{static_cast<int>(error), text};
+  std::snprintf(text, sizeof(text), "kernel %s: %s (CUDA error %d)", name,
+                cudaGetErrorString(error), static_cast<int>(error));
+  return Status{kLaunchFailed, text};
 }
 #endif
 
@@ -127,8 +130,13 @@ Status launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
   return make_status(
       host::run_grid(config, [](void* self) { (*static_cast<Call*>(self))(); }, &call));
 #else
-  kernel<<<grid, block, dynamic_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  return make_status(name, cudaGetLastError());
+  // The null keeps the array non-empty for a kernel without parameters.
+  void* pointers[] = {static_cast<void*>(&arguments)..., nullptr};
+  const cudaError_t error =
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, dynamic_bytes,
+                       static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) cudaGetLastError();  // do not leave it for the next caller to find
+  return make_status(name, error);
 #endif
 }
 
@@ -250,8 +258,8 @@ template <class T>
 inline T shuffle_xor(T value, unsigned lane_mask, unsigned mask = kFullMask,
                      unsigned width = 32 PW_SITE_PARAM) {
   const unsigned lane = lane_id(), source = lane ^ lane_mask;
-  return host::shuffle_from("shuffle_xor", mask, value, source <= (lane | (width - 1)) ? source : lane,
-                            site);
+  return host::shuffle_from("shuffle_xor", mask, value,
+                            source <= (lane | (width - 1)) ? source : lane, site);
 }
 inline unsigned ballot(bool predicate, unsigned mask = kFullMask PW_SITE_PARAM) {
   return host::vote("ballot", mask, predicate, site);
@@ -334,21 +342,20 @@ using Word = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned>;
 
 template <class T>
 PW_DEVICE T shuffle(T value, unsigned source, unsigned mask = kFullMask, unsigned width = 32) {
-  return bit_cast<T>(__shfl_sync(mask, bit_cast<Word<T>>(value), source, width));
+  return bit_cast<T>(__shfl_sync(mask, bit_cast<Word<T> >(value), source, width));
 }
 template <class T>
 PW_DEVICE T shuffle_up(T value, unsigned delta, unsigned mask = kFullMask, unsigned width = 32) {
-  return bit_cast<T>(__shfl_up_sync(mask, bit_cast<Word<T>>(value), delta, width));
+  return bit_cast<T>(__shfl_up_sync(mask, bit_cast<Word<T> >(value), delta, width));
 }
 template <class T>
-PW_DEVICE T shuffle_down(T value, unsigned delta, unsigned mask = kFullMask,
-                         unsigned width = 32) {
-  return bit_cast<T>(__shfl_down_sync(mask, bit_cast<Word<T>>(value), delta, width));
+PW_DEVICE T shuffle_down(T value, unsigned delta, unsigned mask = kFullMask, unsigned width = 32) {
+  return bit_cast<T>(__shfl_down_sync(mask, bit_cast<Word<T> >(value), delta, width));
 }
 template <class T>
 PW_DEVICE T shuffle_xor(T value, unsigned lane_mask, unsigned mask = kFullMask,
                         unsigned width = 32) {
-  return bit_cast<T>(__shfl_xor_sync(mask, bit_cast<Word<T>>(value), lane_mask, width));
+  return bit_cast<T>(__shfl_xor_sync(mask, bit_cast<Word<T> >(value), lane_mask, width));
 }
 PW_DEVICE unsigned ballot(bool predicate, unsigned mask = kFullMask) {
   return __ballot_sync(mask, predicate);
@@ -362,14 +369,15 @@ PW_DEVICE bool all(bool predicate, unsigned mask = kFullMask) {
 
 // CUDA's atomics name `long long`; 64-bit integers may be `long`.
 template <class T>
-using AtomicWord = std::conditional_t<
-    std::is_integral<T>::value && sizeof(T) == 8,
-    std::conditional_t<std::is_signed<T>::value, long long, unsigned long long>, T>;
+using AtomicWord =
+    std::conditional_t<std::is_integral<T>::value && sizeof(T) == 8,
+                       std::conditional_t<std::is_signed<T>::value, long long, unsigned long long>,
+                       T>;
 
 template <class T>
 PW_DEVICE T atomic_add(T* address, Exactly<T> value) {
   using U = std::conditional_t<std::is_same<AtomicWord<T>, long long>::value, unsigned long long,
-                               AtomicWord<T>>;  // two's complement: the sum has the same bits
+                               AtomicWord<T> >;  // two's complement: the sum has the same bits
   return static_cast<T>(atomicAdd(reinterpret_cast<U*>(address), static_cast<U>(value)));
 }
 template <class T>
@@ -385,18 +393,18 @@ PW_DEVICE T atomic_min(T* address, Exactly<T> value) {
 template <class T>
 PW_DEVICE T atomic_or(T* address, Exactly<T> value) {
   return bit_cast<T>(
-      atomicOr(reinterpret_cast<Word<T>*>(address), bit_cast<Word<T>>(static_cast<T>(value))));
+      atomicOr(reinterpret_cast<Word<T>*>(address), bit_cast<Word<T> >(static_cast<T>(value))));
 }
 template <class T>
 PW_DEVICE T atomic_exchange(T* address, Exactly<T> value) {
   return bit_cast<T>(
-      atomicExch(reinterpret_cast<Word<T>*>(address), bit_cast<Word<T>>(static_cast<T>(value))));
+      atomicExch(reinterpret_cast<Word<T>*>(address), bit_cast<Word<T> >(static_cast<T>(value))));
 }
 template <class T>
 PW_DEVICE T atomic_compare_exchange(T* address, Exactly<T> expected, Exactly<T> desired) {
   return bit_cast<T>(atomicCAS(reinterpret_cast<Word<T>*>(address),
-                               bit_cast<Word<T>>(static_cast<T>(expected)),
-                               bit_cast<Word<T>>(static_cast<T>(desired))));
+                               bit_cast<Word<T> >(static_cast<T>(expected)),
+                               bit_cast<Word<T> >(static_cast<T>(desired))));
 }
 
 // Through the read-only cache; the memory must not change while the kernel runs.
@@ -407,7 +415,7 @@ PW_DEVICE T load_read_only(const T* address) {
   using Raw = std::conditional_t<
       sizeof(T) == 16, uint4,
       std::conditional_t<sizeof(T) == 8, uint2,
-                         std::conditional_t<sizeof(T) == 4, unsigned, unsigned short>>>;
+                         std::conditional_t<sizeof(T) == 4, unsigned, unsigned short> > >;
   return bit_cast<T>(__ldg(reinterpret_cast<const Raw*>(address)));
 }
 // One access of N values; the address must be aligned to their total size.

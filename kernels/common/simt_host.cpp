@@ -155,17 +155,14 @@ bool same_site(const Site& a, const Site& b) {
 std::string describe(const Lane& lane) {
   const std::string thread = "thread " + triple(lane.thread);
   switch (lane.state) {
-    case State::kExited:
-      return thread + " has exited";
-    case State::kBlockBarrier:
-      return thread + " waits in sync_block at " + where(lane.site);
+    case State::kExited: return thread + " has exited";
+    case State::kBlockBarrier: return thread + " waits in sync_block at " + where(lane.site);
     case State::kNamedBarrier:
       return thread + format(" waits at named barrier %d at ", lane.named) + where(lane.site);
     case State::kCollective:
       return thread + format(" waits in %s (mask 0x%08x) at ", lane.operation, lane.mask) +
              where(lane.site);
-    case State::kReady:
-      break;
+    case State::kReady: break;
   }
   return thread + " is running";
 }
@@ -335,9 +332,10 @@ bool Engine::check_config() {
     if (raised_) limit = std::max(limit, raised->second);
   }
   if (config_.dynamic_bytes > limit) {
-    return reject(format("%zu bytes of dynamic shared memory exceed the limit of %zu; call "
-                         "PW_RAISE_DYNAMIC_SHARED first",
-                         config_.dynamic_bytes, limit));
+    return reject(
+        format("%zu bytes of dynamic shared memory exceed the limit of %zu; call "
+               "PW_RAISE_DYNAMIC_SHARED first",
+               config_.dynamic_bytes, limit));
   }
   if (!order_.parse(std::getenv("PATCHWORD_SIMT_ORDER"))) {
     return reject("PATCHWORD_SIMT_ORDER must be forward, reverse or random:<seed>");
@@ -507,8 +505,8 @@ std::string Engine::diagnose() const {
   }
   if (stuck->state == State::kNamedBarrier) {
     const NamedBarrier& barrier = named_[stuck->named];
-    return thread + format(": deadlock: %d of %d threads arrived", barrier.arrived,
-                           barrier.threads);
+    return thread +
+           format(": deadlock: %d of %d threads arrived", barrier.arrived, barrier.threads);
   }
   for (unsigned l = 0; l < 32; ++l) {
     const std::size_t other = stuck->linear / 32 * 32 + l;
@@ -541,7 +539,8 @@ void Engine::fill(const SharedArray& array) {
 void Engine::check_canaries() {
   const auto intact = [](unsigned char byte) { return byte == kCanary; };
   for (const SharedArray& array : arrays_) {
-    const unsigned char *before = array.begin() - kCanaryBytes, *after = array.begin() + array.bytes;
+    const unsigned char *before = array.begin() - kCanaryBytes,
+                        *after = array.begin() + array.bytes;
     const bool low = std::all_of(before, before + kCanaryBytes, intact);
     if (low && std::all_of(after, after + kCanaryBytes, intact)) continue;
     message = format("kernel %s, block ", config_.name) + triple(lanes_[0].block) +
@@ -637,16 +636,20 @@ void Engine::collective(const char* operation, unsigned mask, void* slot, Combin
     const int other = __builtin_ctz(mask & warp.gone);
     fail(here() + format(": the mask names lane %d, which has exited or does not exist", other));
   }
+  unsigned arrived = 1u << me;
   for (unsigned rest = mask & warp.waiting; rest != 0; rest &= rest - 1) {
-    const Lane& other = lane_of(warp_index, static_cast<unsigned>(__builtin_ctz(rest)));
-    if (other.combine != combine || other.mask != mask || !same_site(other.site, site)) {
+    const auto l = static_cast<unsigned>(__builtin_ctz(rest));
+    const Lane& other = lane_of(warp_index, l);
+    if (other.combine == combine && other.mask == mask && same_site(other.site, site)) {
+      arrived |= 1u << l;
+    } else if ((other.mask >> me & 1u) != 0) {  // otherwise it may still come here afterwards
       fail("lane mismatch: it is in " + here() + ", but " + describe(other));
     }
   }
   self.slot = slot;
   ++progress;
-  warp.waiting |= 1u << me;
-  if ((mask & ~warp.waiting) != 0) {
+  if (arrived != mask) {
+    warp.waiting |= 1u << me;
     self.state = State::kCollective;
     self.operation = operation;
     self.mask = mask;
@@ -710,8 +713,7 @@ void check_shared(const void* pointer, std::size_t bytes, const char* what, cons
                " lies outside the block's shared memory");
 }
 
-void check_aligned(const void* pointer, std::size_t alignment, const char* what,
-                   const Site& site) {
+void check_aligned(const void* pointer, std::size_t alignment, const char* what, const Site& site) {
   if (reinterpret_cast<std::uintptr_t>(pointer) % alignment == 0) return;
   engine->fail(format("%s at ", what) + where(site) +
                format(" is misaligned: the address must be a multiple of %zu", alignment));

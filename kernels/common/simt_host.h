@@ -64,8 +64,7 @@ using Combine = void (*)(void* const* slots, unsigned mask);
 void warp_collective(const char* operation, unsigned mask, void* slot, Combine combine,
                      const Site& site);
 
-void async_copy(void* to, const void* from, std::size_t bytes, std::size_t valid,
-                const Site& site);
+void async_copy(void* to, const void* from, std::size_t bytes, std::size_t valid, const Site& site);
 void async_commit();
 void async_wait(std::size_t groups_left, bool with_uncommitted);
 

@@ -14,6 +14,9 @@ using TaskSpan = void (*)(void* context, int64_t begin, int64_t end, int thread)
 // the same spans. Runs inline when there is one thread or one task.
 void run_parallel(int threads, int64_t tasks, TaskSpan span, void* context);
 
+// Path of the OpenMP runtime in use, or "none".
+const char* openmp_runtime();
+
 // Threads worth waking for this much work: forking costs 2 to 10 us, so a call that one thread
 // finishes in about 50 us stays on one.
 inline int useful_threads(int threads, int64_t tasks, double estimated_ns) {

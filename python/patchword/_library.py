@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled module ``_C``, the torch.library namespace, and why either part may be missing.
 
-torch is imported first on purpose: ``_C`` links the plain ``libgomp.so.1``, and a runtime that is
-already loaded is shared instead of doubled.
+torch is imported first on purpose: ``_C`` shares the OpenMP runtime that the process already has.
 """
 
 from __future__ import annotations

@@ -8,6 +8,10 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/simt.cuh"
 
+#if defined(PATCHWORD_SIMT_HOST) && defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 namespace simt = patchword::simt;
 using patchword::BFloat16;
 using patchword::Half;
@@ -19,8 +23,8 @@ constexpr int kTile = 16;
 // ---------------------------------------------------------------- correct kernels
 
 template <class Op>
-PW_KERNEL void PW_LAUNCH_BOUNDS(256) block_reduce_kernel(const float* input, int count, Op op,
-                                                         float start, float* output) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(256)
+    block_reduce_kernel(const float* input, int count, Op op, float start, float* output) {
   PW_SHARED(float, scratch, 32);
   float value = start;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
@@ -33,7 +37,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256) block_reduce_kernel(const float* input, int
 // With `barrier` false the barrier between the write and the read is missing.
 template <bool Barrier>
 PW_KERNEL void transpose_kernel(const float* input, int rows, int columns, float* output) {
-  PW_SHARED(float, tile, kTile * (kTile + 1));
+  PW_SHARED(float, tile, kTile*(kTile + 1));
   const int row = blockIdx.y * kTile + threadIdx.y, column = blockIdx.x * kTile + threadIdx.x;
   if (row < rows && column < columns) {
     tile[threadIdx.y * (kTile + 1) + threadIdx.x] = input[row * columns + column];
@@ -162,7 +166,8 @@ PW_KERNEL void gemm_kernel(const T* a, const T* b, int n, int k, float* c) {
       const unsigned r = i / 2, h = i % 2 * 8;
       simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
     }
-    if (lane < 16) simt::store_pack(tile_b + lane * 8, simt::load_pack<8>(b + (k0 + lane) * n + column));
+    if (lane < 16)
+      simt::store_pack(tile_b + lane * 8, simt::load_pack<8>(b + (k0 + lane) * n + column));
     simt::sync_block();
     std::uint32_t ra[4], rb[2];
     simt::ldmatrix_x4(ra, tile_a + lane % 16 * 24 + lane / 16 * 8);
@@ -304,9 +309,7 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
         value = simt::any(value > 3) ? 1.0f : 0.0f;
       }
       break;
-    case kForeignMask:
-      value = simt::shuffle(value, 0, 0x0000ffffu);
-      break;
+    case kForeignMask: value = simt::shuffle(value, 0, 0x0000ffffu); break;
     case kShuffleAgainstBarrier:
       if (lane == 0) {
         simt::sync_block();
@@ -317,32 +320,23 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
     case kStaticOverflow:
       shared[t + 1] = value;  // the last thread writes one past the end
       break;
-    case kDynamicOverflow:
-      dynamic[t + 1] = value;
-      break;
+    case kDynamicOverflow: dynamic[t + 1] = value; break;
     case kLdmatrixOutside: {
       std::uint32_t r[4];
       simt::ldmatrix_x4(r, shared + lane * 4);  // 32 rows of 16 bytes in 256 bytes
       value = static_cast<float>(r[0]);
       break;
     }
-    case kCopyMisaligned:
-      simt::cp_async<16>(shared + 1, output);
-      break;
-    case kCopyOutside:
-      simt::cp_async<4>(shared + 64, output);
-      break;
-    case kPackMisaligned:
-      value = simt::load_pack<4>(shared + 2)[0];
-      break;
+    case kCopyMisaligned: simt::cp_async<16>(shared + 1, output); break;
+    case kCopyOutside: simt::cp_async<4>(shared + 64, output); break;
+    case kPackMisaligned: value = simt::load_pack<4>(shared + 2)[0]; break;
     case kNamedShort:
       if (t < 32) simt::sync_named(3, 64);
       break;
     case kLivelock:
       while (simt::atomic_add(output, 0.0f) < 1e30f) simt::spin_pause();
       break;
-    default:
-      break;
+    default: break;
   }
   output[t] = value;
 }
@@ -350,8 +344,9 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
 PW_KERNEL void large_static_kernel(float* output) {
   PW_SHARED(float, first, 8 * 1024);
   PW_SHARED(float, second, 4 * 1024);
-  first[threadIdx.x] = second[threadIdx.x] = 1;
-  output[threadIdx.x] = first[threadIdx.x];
+  first[threadIdx.x] = 1;
+  second[threadIdx.x] = 2;
+  output[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x];
 }
 
 PW_KERNEL void large_dynamic_kernel(float* output, int last) {
@@ -390,8 +385,7 @@ int pw_selftest_transpose(int barrier, const float* input, int rows, int columns
 
 int pw_selftest_atomics(const std::uint32_t* values, int count, AtomicResults* results,
                         void* stream, char* message, std::size_t length) {
-  return PW_LAUNCH(atomics_kernel, simt::ceil_div(count, 96), 96, 0, stream, values, count,
-                   results)
+  return PW_LAUNCH(atomics_kernel, simt::ceil_div(count, 96), 96, 0, stream, values, count, results)
       .report(message, length);
 }
 
@@ -450,8 +444,7 @@ int pw_selftest_named_barrier(const float* input, int rounds, float* output, voi
 
 int pw_selftest_spin(std::uint32_t* flag, int threads, void* stream, char* message,
                      std::size_t length) {
-  return PW_LAUNCH(spin_kernel, 1, threads, 0, stream, flag, threads - 1u)
-      .report(message, length);
+  return PW_LAUNCH(spin_kernel, 1, threads, 0, stream, flag, threads - 1u).report(message, length);
 }
 
 int pw_selftest_convert(const float* input, int count, Half* half, BFloat16* bfloat,
@@ -488,6 +481,18 @@ int pw_selftest_large_dynamic(int raise, std::size_t bytes, float* output, void*
   return PW_LAUNCH(large_dynamic_kernel, 1, 32, bytes, stream, output,
                    static_cast<int>(bytes / 4 - 1))
       .report(message, length);
+}
+
+// Makes the CPU treat denormal floats as zero; returns whether it can.
+int pw_selftest_flush_denormals(int on) {
+#if defined(PATCHWORD_SIMT_HOST) && defined(__SSE2__)
+  constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  const unsigned modes = kFlushToZero | kDenormalsAreZero;
+  _mm_setcsr(on ? _mm_getcsr() | modes : _mm_getcsr() & ~modes);
+  return 1;
+#else
+  return static_cast<void>(on), 0;
+#endif
 }
 
 int pw_selftest_sm90a_path() { return PW_SM90A_PATH; }

@@ -6,14 +6,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from patchword.ops import _backends
+from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
-__all__ = ["Backend", "OPS", "explain", "sample_features", "use_backend"]
+__all__ = [
+    "OPS",
+    "Backend",
+    "explain",
+    "explain_environment",
+    "PackedQueries",
+    "pack_queries",
+    "patch_similarity",
+    "sample_features",
+    "use_backend",
+]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
 }
 
@@ -28,3 +40,8 @@ def explain(op: str, *args: Any, **options: Any) -> dict[str, str | None]:
     """
     room = import_module(f"patchword.ops.{OPS[op]}")
     return _backends.reasons(room.refusals, *args, **options)
+
+
+def explain_environment() -> dict[str, Any]:
+    """Versions, devices, CPU level, and per op which backend would run and why not the others."""
+    return _environment.explain_environment(OPS)
