@@ -18,6 +18,8 @@ from patchword.ops.correspondence import (
     mutual_nearest_neighbors,
     nearest_neighbors,
 )
+from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
+from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
 __all__ = [
@@ -33,7 +35,13 @@ __all__ = [
     "match_logsumexp",
     "mutual_nearest_neighbors",
     "nearest_neighbors",
+    "intersection_and_union",
+    "mask_upsample",
+    "PackedQueries",
+    "pack_queries",
+    "patch_similarity",
     "sample_features",
+    "upsampled_confusion",
     "use_backend",
 ]
 
@@ -44,7 +52,10 @@ OPS: dict[str, str] = {
     "match_logsumexp": "correspondence",
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
+    "mask_upsample": "mask_upsample",
+    "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
+    "upsampled_confusion": "mask_upsample",
 }
 
 
