@@ -48,9 +48,12 @@ LARGE = (1, 700, 1031, 130)
 needs_native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
 
 
-def make(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def make(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     pairs, n, m, dim = shape
-    return torch.randn(pairs, n, dim).to(dtype), torch.randn(pairs, m, dim).to(dtype)
+    a, b = torch.randn(pairs, n, dim), torch.randn(pairs, m, dim)
+    return a.to(device, dtype), b.to(device, dtype)
 
 
 def mode(dtype: torch.dtype) -> str:
@@ -81,12 +84,12 @@ def check_neighbors(a: Tensor, b: Tensor, metric: str, what: str, k: int = 1) ->
     assert values.dtype == torch.float32
     tau = dot_tolerance(mode(a.dtype)) * (scale.amax(-1) if scale.shape[-1] else scale.sum(-1))
     assert_indices(indices[..., 0], scores, tau, what)
-    missing = indices < 0
-    assert torch.equal(missing, torch.arange(k).expand_as(indices.cpu()) >= scores.shape[-1])
+    missing = (indices < 0).cpu()
+    assert torch.equal(missing, torch.arange(k).expand_as(missing) >= scores.shape[-1])
     if scores.shape[-1] == 0 or scores.numel() == 0:
         assert bool((values == -math.inf).all())
         return
-    want = scores.gather(-1, indices.cpu().clamp_min(0)).masked_fill(missing.cpu(), -math.inf)
+    want = scores.gather(-1, indices.cpu().clamp_min(0)).masked_fill(missing, -math.inf)
     factor = scale.gather(-1, indices.cpu().clamp_min(0))
     assert_dot(values, want, factor, what, mode=mode(a.dtype))
     # Each value is as good as the one of the same place in the float64 order.
@@ -208,17 +211,23 @@ def test_results_do_not_depend_on_the_number_of_threads(cpu_level: str) -> None:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-def integers(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def integers(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
     """Small integers, for which every sum is exact and equal scores are frequent."""
     pairs, n, m, dim = shape
     a, b = torch.randint(-2, 3, (pairs, n, dim)), torch.randint(-2, 3, (pairs, m, dim))
-    return a.to(dtype), b.to(dtype)
+    return a.to(device, dtype), b.to(device, dtype)
 
 
 def check_exact(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, metric: str, ks: tuple[int, ...]
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    metric: str,
+    ks: tuple[int, ...],
+    device: str = "cpu",
 ) -> None:
-    a, b = integers(shape, dtype)
+    a, b = integers(shape, dtype, device)
     for k in ks:
         got = ops.nearest_neighbors(a, b, k=k, metric=metric)
         want = ops.nearest_neighbors(a.double(), b.double(), k=k, metric=metric)
@@ -695,9 +704,11 @@ def test_more_elements_than_32_bits_count() -> None:
 SIMT_SHAPES = [(1, 1, 1, 1), (2, 5, 130, 33), (1, 129, 7, 0), (1, 131, 140, 40)]
 
 
-def cuda_checks(shapes: list[tuple[int, int, int, int]], dtype: torch.dtype) -> None:
+def cuda_checks(
+    shapes: list[tuple[int, int, int, int]], dtype: torch.dtype, device: str = "cpu"
+) -> None:
     for shape in shapes:
-        a, b = make(shape, dtype)
+        a, b = make(shape, dtype, device)
         what = f"cuda {dtype} {shape}"
         check_mutual(a, b, "cosine", what)
         check_neighbors(a, b, "l2", what, 2)
@@ -721,6 +732,12 @@ def test_cuda_edges_on_the_cpu_layer() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuda_device(dtype: torch.dtype) -> None:
-    with torch.device("cuda"):
-        cuda_checks([*SHAPES, LARGE, (2, 2000, 3000, 300)], dtype)
-        check_exact((2, 400, 700, 5), dtype, "dot", (1, 8))
+    cuda_checks([*SHAPES, LARGE, (2, 2000, 3000, 300)], dtype, "cuda")
+    check_exact((2, 400, 700, 5), dtype, "dot", (1, 8), "cuda")
+
+
+@pytest.mark.cuda
+def test_cuda_top_k_has_a_limit() -> None:
+    a, b = make((1, 9, 40, 8), torch.float32, "cuda")
+    with pytest.raises(BackendError, match="k = 9 exceeds 8 on CUDA"):
+        ops.nearest_neighbors(a, b, k=9, backend="native")
