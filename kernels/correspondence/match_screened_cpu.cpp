@@ -2,9 +2,10 @@
 // Exact mutual bests of cosines by 16-bit screening.
 //
 // Unit rows are rounded to integers of 1 / kUnits. The product of two rounded rows differs from the
-// cosine by at most `margin`, by the Cauchy-Schwarz inequality. A score can therefore exceed a
-// running best only if its approximation exceeds that best less the margin; those few are formed in
-// float32, and only these values are compared and returned.
+// cosine by at most a margin, by the Cauchy-Schwarz inequality. The best of a row therefore lies
+// within two margins of its best approximation. The few such candidates are logged as they appear,
+// those that still qualify later are formed in float32, and only these values are compared and
+// returned.
 #include "kernels/correspondence/match_screened.h"
 
 #include "kernels/common/cpu_levels.h"
@@ -23,8 +24,8 @@ constexpr int64_t kBlockBytes = 192 * 1024;
 // Exact scores are worth some ten approximate ones: beyond this share, float32 throughout is faster.
 constexpr int64_t kGiveUpShare = 24;
 constexpr int64_t kGiveUpFree = 4096;
-// Scores of a tile above which it pays to look for the largest before forming any.
-constexpr int kManyWanted = 6;
+// Candidates that a thread collects before it forms them: 24 KB.
+constexpr int64_t kLogSize = 2048;
 
 constexpr int32_t kNothing = -2147483647 - 1;
 constexpr int32_t kEverything = 2147483647;
@@ -122,6 +123,10 @@ inline float exact_score(const float* a, const float* b, int64_t padded) {
   return reduce_add(sum0 + sum1);
 }
 
+struct Candidate {
+  int32_t row, column, approximate;  // row within its block
+};
+
 // Exact best so far, and the integer that an approximation must exceed to be looked at.
 struct Bests {
   float* score;
@@ -154,7 +159,8 @@ struct Layout {
   int64_t rows() const { return row_block * kTileRows; }
   int64_t shared_bytes() const { return aligned(columns() * (padded * 6 + 4)); }
   int64_t thread_bytes() const {
-    return aligned(rows() * (padded * 6 + 16)) + aligned(columns() * 12);
+    return aligned(rows() * (padded * 6 + 16)) + aligned(columns() * 12) +
+           aligned(kLogSize * static_cast<int64_t>(sizeof(Candidate)));
   }
   int64_t bytes(int threads) const { return shared_bytes() + threads * thread_bytes(); }
 };
@@ -179,7 +185,7 @@ struct Screening {
   PackPlan plan0, plan1;
   PackFunctions pack;
   PackedRows columns;
-  int32_t margin;
+  int32_t reach;  // an approximation this far below another cannot have the larger score
 
   Screening(const MatchParams& params, int64_t which, char* workspace)
       : p(params),
@@ -193,7 +199,8 @@ struct Screening {
     // Rounding moves a row by at most sqrt(dim) / 2 units (0.51 with the rounding of the scaling),
     // twice, times a norm of about one; 4e-6 covers float32 in the exact scores.
     const double row = 0.51 * __builtin_sqrt(static_cast<double>(p.dim)) / kUnits;
-    margin = static_cast<int32_t>((2.0 * row + row * row + 4e-6) * kUnits * kUnits) + 2;
+    const double margin = (2.0 * row + row * row + 4e-6) * kUnits * kUnits + 2.0;
+    reach = static_cast<int32_t>(2.0 * margin) + 1;
   }
 
   int64_t row_panels() const { return panel_count(plan0.count, kTileRows); }
@@ -216,6 +223,11 @@ struct Screening {
     return {scores, index, index + layout.columns()};
   }
 
+  Candidate* log_memory(int thread) const {
+    return reinterpret_cast<Candidate*>(thread_memory(thread + 1) -
+                                        aligned(kLogSize * static_cast<int64_t>(sizeof(Candidate))));
+  }
+
   void pack_columns(int64_t begin, int64_t end) const {
     for (int64_t j = begin; j < end; ++j) {
       float* rows = columns.rows + j * kTileCols * layout.padded;
@@ -226,83 +238,68 @@ struct Screening {
     }
   }
 
-  PW_INLINE void offer(const Bests& bests, int64_t at, float score, int32_t index) const {
+  static PW_INLINE void offer(const Bests& bests, int64_t at, float score, int32_t index) {
     if (!(score > bests.score[at])) return;
     bests.score[at] = score;
     bests.index[at] = index;
-    bests.limit[at] = static_cast<int32_t>(static_cast<double>(score) * kUnits * kUnits) - 1 - margin;
   }
 
-  // Where a tile lies, and the bests that it may change.
-  struct Place {
+  // What one thread works on: a block of rows against all columns.
+  struct Block {
     const PackedRows& rows;
     const Bests& row_bests;
     const Bests& column_bests;
-    int64_t row0, first_row, column0;  // row0 within the block, first_row of the block
+    Candidate* log;
+    int64_t first_row;
+    int64_t logged = 0, formed = 0;
   };
 
-  // Forms the scores of row `r` whose lanes are set; returns how many.
-  PW_INLINE int64_t form(const Place& at, int r, int v, uint32_t lanes) const {
-    const int64_t row = at.row0 + r;
-    int64_t formed = 0;
-    for (; lanes != 0; lanes &= lanes - 1, ++formed) {
-      const int64_t c = at.column0 + v * kLanes + __builtin_ctz(lanes);
-      const float score = exact_score(at.rows.rows + row * layout.padded,
-                                      columns.rows + c * layout.padded, layout.padded);
-      offer(at.row_bests, row, score, static_cast<int32_t>(c));
-      offer(at.column_bests, c, score, static_cast<int32_t>(at.first_row + row));
-    }
-    return formed;
-  }
-
-  // Forms the scores of a tile that may beat a best; returns how many.
-  __attribute__((noinline)) int64_t settle(const int32_t* values, const Place& at) const {
-    uint32_t wanted[kTileRows][kTileVectors];
-    int total = 0;
-    for (int v = 0; v < kTileVectors; ++v) {
-      const VecI limit = load(at.column_bests.limit + at.column0 + v * kLanes);
-      const VecI part = load(columns.usable + at.column0 + v * kLanes);
-      for (int r = 0; r < kTileRows; ++r) {
-        const VecI value = load(values + r * kTileCols + v * kLanes);
-        const VecI above = (value > limit) | (value > splat_int(at.row_bests.limit[at.row0 + r]));
-        wanted[r][v] = lane_bits(above & part & splat_int(at.rows.usable[at.row0 + r]));
-        total += __builtin_popcount(wanted[r][v]);
-      }
-    }
-    if (total > kManyWanted) thin_out(values, at, wanted);
-    int64_t formed = 0;
+  // Logs the scores of a tile that may be a best, and raises the limits of their rows and columns:
+  // the best lies within two margins of the best approximation.
+  __attribute__((noinline)) void log_tile(const int32_t* values, int64_t row0, int64_t column0,
+                                          Block& block) const {
+    if (block.logged > kLogSize - kTileRows * kTileCols) form_logged(block);
+    int32_t* column_limits = block.column_bests.limit + column0;
     for (int r = 0; r < kTileRows; ++r) {
-      for (int v = 0; v < kTileVectors; ++v) formed += form(at, r, v, wanted[r][v]);
-    }
-    return formed;
-  }
-
-  // Early in a sweep most scores exceed their limits. The best of a row or column of the tile lies
-  // within two margins of its best approximation: only those are worth forming.
-  __attribute__((noinline)) void thin_out(const int32_t* values, const Place& at,
-                                          uint32_t (&wanted)[kTileRows][kTileVectors]) const {
-    int32_t row_top[kTileRows], column_top[kTileCols];
-    for (int r = 0; r < kTileRows; ++r) row_top[r] = kNothing;
-    for (int c = 0; c < kTileCols; ++c) column_top[c] = kNothing;
-    const auto each_wanted = [&](auto&& visit) {
-      for (int r = 0; r < kTileRows; ++r) {
-        for (int c = 0; c < kTileCols; ++c) {
-          const uint32_t bit = 1u << (c % kLanes);
-          if (wanted[r][c / kLanes] & bit) visit(r, c, values[r * kTileCols + c], bit);
+      int32_t& row_limit = block.row_bests.limit[row0 + r];
+      const VecI part = splat_int(block.rows.usable[row0 + r]);
+      for (int v = 0; v < kTileVectors; ++v) {
+        const VecI value = load(values + r * kTileCols + v * kLanes);
+        const VecI above = (value > load(column_limits + v * kLanes)) | (value > splat_int(row_limit));
+        uint32_t lanes = lane_bits(above & part & load(columns.usable + column0 + v * kLanes));
+        for (; lanes != 0; lanes &= lanes - 1) {
+          const int c = v * kLanes + __builtin_ctz(lanes);
+          const int32_t approximate = values[r * kTileCols + c];
+          int32_t& column_limit = column_limits[c];
+          // The row's limit may have risen since.
+          if (approximate <= row_limit && approximate <= column_limit) continue;
+          block.log[block.logged++] = {static_cast<int32_t>(row0 + r),
+                                       static_cast<int32_t>(column0 + c), approximate};
+          const int32_t limit = approximate - reach;
+          row_limit = limit > row_limit ? limit : row_limit;
+          column_limit = limit > column_limit ? limit : column_limit;
         }
       }
-    };
-    each_wanted([&](int r, int c, int32_t value, uint32_t) {
-      if (value > row_top[r]) row_top[r] = value;
-      if (value > column_top[c]) column_top[c] = value;
-    });
-    const int64_t reach = 2 * static_cast<int64_t>(margin) + 1;
-    each_wanted([&](int r, int c, int32_t value, uint32_t bit) {
-      const bool row_best = value > at.row_bests.limit[at.row0 + r] && value >= row_top[r] - reach;
-      const bool column_best = value > at.column_bests.limit[at.column0 + c] &&
-                               value >= column_top[c] - reach;
-      if (!row_best && !column_best) wanted[r][c / kLanes] &= ~bit;
-    });
+    }
+  }
+
+  // Forms the logged scores that are still above a limit, in the order of the sweep: ascending
+  // columns for every row and rows for every column.
+  __attribute__((noinline)) void form_logged(Block& block) const {
+    for (int64_t i = 0; i < block.logged; ++i) {
+      const Candidate& candidate = block.log[i];
+      if (candidate.approximate <= block.row_bests.limit[candidate.row] &&
+          candidate.approximate <= block.column_bests.limit[candidate.column]) {
+        continue;
+      }
+      const float score = exact_score(block.rows.rows + candidate.row * layout.padded,
+                                      columns.rows + candidate.column * layout.padded, layout.padded);
+      offer(block.row_bests, candidate.row, score, candidate.column);
+      offer(block.column_bests, candidate.column, score,
+            static_cast<int32_t>(block.first_row + candidate.row));
+      ++block.formed;
+    }
+    block.logged = 0;
   }
 
   // False when it gave up.
@@ -312,6 +309,7 @@ struct Screening {
     const int64_t words = layout.padded / 2;
     of_columns.reset(column_panels() * kTileCols, columns.usable);
     int64_t formed = 0, passed = 0;
+    Candidate* log = log_memory(thread);
     for (int64_t block = begin; block < end; block += layout.row_block) {
       const int64_t panels = end - block < layout.row_block ? end - block : layout.row_block;
       const int64_t block_row = block * kTileRows;
@@ -321,6 +319,7 @@ struct Screening {
                                  rows.panels + i * kTileRows * words);
       }
       of_rows.reset(panels * kTileRows, rows.usable);
+      Block state{rows, of_rows, of_columns, log, block_row};
       for (int64_t j = 0; j < column_panels(); ++j) {
         for (int64_t i = 0; i < panels; ++i) {
           VecI acc[kTileRows][kTileVectors];
@@ -335,12 +334,13 @@ struct Screening {
               store(values + r * kTileCols + v * kLanes, acc[r][v]);
             }
           }
-          formed += settle(values, Place{rows, of_rows, of_columns, i * kTileRows, block_row,
-                                         j * kTileCols});
+          log_tile(values, i * kTileRows, j * kTileCols, state);
         }
         passed += panels * kTileRows * kTileCols;
-        if (formed > kGiveUpFree + passed / kGiveUpShare) return false;
+        if (formed + state.formed > kGiveUpFree + passed / kGiveUpShare) return false;
       }
+      form_logged(state);
+      formed += state.formed;
       for (int64_t i = 0; i < panels * kTileRows && block_row + i < plan0.count; ++i) {
         const int64_t out = pair * p.side0.count + block_row + i;
         p.indices0[out] = of_rows.index[i];
