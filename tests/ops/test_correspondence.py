@@ -704,19 +704,19 @@ def test_sums_of_extreme_scores(cpu_level: str) -> None:
 @pytest.mark.slow
 @needs_native
 def test_more_elements_than_32_bits_count() -> None:
-    # One row of memory, seen as 2^22 rows of 1024: offsets and products pass 2^31.
-    row = torch.randn(1024)
-    many = row.expand(2**22, 1024)
-    found = ops.nearest_neighbors(row[None], many, metric="dot")
-    assert found.indices.tolist() == [0]
-    # A pair stride of 2^31 elements: only the first and the last rows are ever touched.
-    memory = torch.empty(2**31 + 64, dtype=torch.float16)
-    memory[:32] = torch.randn(32)
-    memory[2**31 : 2**31 + 32] = torch.randn(32)
-    far = memory.as_strided((2, 4, 8), (2**31, 8, 1))
+    # Rows 2^29 and pairs 2^31 elements apart; of the 9 GB only the rows themselves are touched.
+    memory = torch.empty(2**32 + 64, dtype=torch.float16)
+    far = memory.as_strided((2, 4, 40), (2**31, 2**29, 1))
+    far.copy_(torch.randn(2, 4, 40))
     near = far.contiguous()
-    found = ops.mutual_nearest_neighbors(far, near)
+    for metric in METRICS:
+        found = ops.mutual_nearest_neighbors(far, near, metric=metric)
+        want = ops.mutual_nearest_neighbors(near, near, metric=metric)
+        assert torch.equal(found.matches0, want.matches0)
+        assert torch.equal(found.scores1, want.scores1)
     assert torch.equal(found.matches0, torch.arange(4).expand(2, 4))
+    sums = ops.match_logsumexp(near, far)[1]
+    assert torch.equal(sums, ops.match_logsumexp(near, near)[1])
 
 
 # ------------------------------------------------------------------ CUDA sources
