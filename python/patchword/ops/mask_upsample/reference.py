@@ -9,6 +9,9 @@ from torch import Tensor
 # The kinds of output that have the shape of the upsampled maps.
 MAP_OUTPUTS = ("logits", "sigmoid", "softmax", "minmax", "binary")
 
+# A map whose values spread less than this, relative to the largest, is constant up to rounding.
+CONSTANT_SPAN = 4e-6
+
 
 def upsample(
     logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool
@@ -41,9 +44,9 @@ def _minmax(values: Tensor, region: Tensor | None) -> Tensor:
     low = torch.where(counted, values, torch.inf).amin((2, 3), keepdim=True)
     high = torch.where(counted, values, -torch.inf).amax((2, 3), keepdim=True)
     span = high - low
-    positive = span > 0
-    scaled = (values - low) / torch.where(positive, span, 1.0)
-    return torch.where(positive | values.isnan(), scaled, 0.0)
+    varies = span > CONSTANT_SPAN * torch.maximum(low.abs(), high.abs())
+    scaled = (values - low) / torch.where(varies, span, 1.0)
+    return torch.where(varies | values.isnan(), scaled, 0.0)
 
 
 def finish_maps(
