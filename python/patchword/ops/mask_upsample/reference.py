@@ -13,9 +13,7 @@ MAP_OUTPUTS = ("logits", "sigmoid", "softmax", "minmax", "binary")
 CONSTANT_SPAN = 4e-6
 
 
-def upsample(
-    logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool
-) -> Tensor:
+def upsample(logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool) -> Tensor:
     """``[B, C, H, W]`` in float64 for float64 maps, else in float32."""
     batch, channels = logits.shape[:2]
     if batch * channels * size[0] * size[1] == 0:
@@ -65,7 +63,9 @@ def finish_maps(
     """
     live = _per_class(class_mask, values)
     if output == "binary":
-        limit = _per_class(threshold.float(), values) if isinstance(threshold, Tensor) else threshold
+        limit = (
+            _per_class(threshold.float(), values) if isinstance(threshold, Tensor) else threshold
+        )
         out = values > limit
     elif output == "sigmoid":
         out = torch.sigmoid(values * scale)

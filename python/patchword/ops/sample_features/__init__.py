@@ -118,9 +118,7 @@ def sample_features(
             f"got {coordinates!r}."
         )
     if mode not in native.MODES:
-        raise OptionError(
-            f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.'
-        )
+        raise OptionError(f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.')
     if padding not in native.PADDINGS:
         raise OptionError(
             f'sample_features: padding must be "zeros", "border" or "reflection", got {padding!r}.'
