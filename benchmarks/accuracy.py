@@ -108,7 +108,8 @@ def _second_best(scores: Tensor, place: Tensor, dim: int) -> Tensor:
     if scores.shape[dim] < 2:
         return torch.full_like(place, -torch.inf, dtype=scores.dtype)
     hidden = scores.scatter(dim, place.unsqueeze(dim), -torch.inf)
-    return hidden.amax(dim)
+    best: Tensor = hidden.amax(dim)
+    return best
 
 
 def _most(values: Tensor) -> float:
@@ -228,7 +229,9 @@ class UpsampleGate:
         error, ties = 0.0, 0
         for band, values, tap in self._bands():
             different = (values > threshold) != (masks[:, band] != 0)
-            error = max(error, _most(((values - threshold).abs() / tap.clamp(min=1e-30))[different]))
+            error = max(
+                error, _most(((values - threshold).abs() / tap.clamp(min=1e-30))[different])
+            )
             ties += int(different.sum())
         return Verdict(error, self._tolerance, 0, ties)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,10 +76,10 @@ def judge(candidate: Candidate, verdict: Verdict | None) -> None:
         f"error {verdict.error:.1e} over {verdict.tolerance:.1e}, "
         f"{verdict.mismatches} wrong elements"
     )
-    if candidate.role == "peer" and verdict.mismatches == 0:
-        if verdict.error <= PEER_SLACK * verdict.tolerance:
-            candidate.status, candidate.reason = "loose", detail
-            return
+    near = verdict.mismatches == 0 and verdict.error <= PEER_SLACK * verdict.tolerance
+    if candidate.role == "peer" and near:
+        candidate.status, candidate.reason = "loose", detail
+        return
     candidate.drop("void", detail)
 
 
@@ -153,8 +153,7 @@ class Session:
         ]
         variants = [(backend, row.ours, backend) for backend in self.backends[1:]]
         variants += [
-            (f"{self.backends[0]}, {name}", build, self.backends[0])
-            for name, build in row.variants
+            (f"{self.backends[0]}, {name}", build, self.backends[0]) for name, build in row.variants
         ]
         for name, build, backend in variants:
             found.append(Candidate(f"patchword {name}", "variant", partial(build, backend=backend)))
@@ -163,11 +162,10 @@ class Session:
 
 
 def _from_peer(peer: Peer) -> Candidate:
-    return Candidate(
-        peer.name, "peer", peer.build, peer.part, peer.where, peer.compiled, peer.note
-    )
+    return Candidate(peer.name, "peer", peer.build, peer.part, peer.where, peer.compiled, peer.note)
 
 
+@torch.inference_mode()
 def measure_row(row: Row, session: Session) -> list[Candidate]:
     """Gate, time and weigh every candidate of ``row`` at the session's thread count.
 
@@ -222,6 +220,9 @@ def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session)
         candidate.drop("not available", str(missing))
     except Exception as error:
         logger.debug("candidate %s failed", candidate.name, exc_info=True)
+        if type(error).__name__ == "BackendError":  # ours refuses; patchword may not be importable
+            candidate.drop("not available", str(error))
+            return
         reason = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         candidate.drop("void" if candidate.role == "ours" else "not available", reason)
     finally:
@@ -285,9 +286,7 @@ def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Sessi
                     raise NotAvailable(worker)
                 convert = to_numpy if candidate.where != "process" else dict
                 small = None if candidate.compiled else convert(row.inputs(True))
-                candidate.memory = session.template.measure(
-                    candidate.build, small, convert(inputs)
-                )
+                candidate.memory = session.template.measure(candidate.build, small, convert(inputs))
         except NotAvailable as missing:
             if row.kind == "memory":
                 candidate.drop("not available", str(missing))
