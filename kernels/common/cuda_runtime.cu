@@ -10,7 +10,7 @@ PW_EXPORT int pw_cuda_abi_version() { return patchword::kAbiVersion; }
 // Describes up to `capacity` devices and stores how many exist. Returns 0, or a non-zero code with
 // the reason in `message` (no driver, a driver too old, no device).
 PW_EXPORT int pw_cuda_device_info(patchword::CudaDeviceInfo* devices, int capacity, int* count,
-                                   char* message, std::size_t message_length) {
+                                  char* message, std::size_t message_length) {
   *count = 0;
   if (message != nullptr && message_length > 0) message[0] = '\0';
 #if defined(PATCHWORD_SIMT_HOST)

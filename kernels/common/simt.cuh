@@ -94,11 +94,11 @@ struct Status {
 
   bool ok() const { return code == 0; }
 
-  // Copies the message into a caller's buffer: the tail of an entry point. Returns 0 or
-  // StatusCode::kLaunchFailed, the numbers that the binding turns into exceptions.
+  // Copies the message into a caller's buffer and returns the code, which the binding turns into
+  // an exception: the tail of an entry point.
   int report(char* buffer, std::size_t length) const {
     if (buffer != nullptr && length > 0) std::snprintf(buffer, length, "%s", message);
-    return static_cast<int>(ok() ? StatusCode::kOk : StatusCode::kLaunchFailed);
+    return code;
   }
 };
 

@@ -8,6 +8,10 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/simt.cuh"
 
+#if defined(PATCHWORD_SIMT_HOST) && defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 namespace simt = patchword::simt;
 using patchword::BFloat16;
 using patchword::Half;
@@ -158,10 +162,8 @@ PW_KERNEL void gemm_kernel(const T* a, const T* b, int n, int k, float* c) {
   const unsigned lane = simt::lane_id();
   float acc[4] = {};
   for (int k0 = 0; k0 < k; k0 += 16) {
-    for (unsigned i = lane; i < 32; i += 32) {
-      const unsigned r = i / 2, h = i % 2 * 8;
-      simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
-    }
+    const unsigned r = lane / 2, h = lane % 2 * 8;
+    simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
     if (lane < 16)
       simt::store_pack(tile_b + lane * 8, simt::load_pack<8>(b + (k0 + lane) * n + column));
     simt::sync_block();
@@ -194,8 +196,9 @@ PW_KERNEL void gemm_tf32_kernel(const float* a, const float* b, int n, int k, fl
 }
 
 // Sums slices of 4 * blockDim floats per block through a two-stage cp.async ring in dynamic shared
-// memory. Wait = 1 is right; Wait = 2 reads a slice that has not been waited for.
-template <int Wait>
+// memory. Wait = 1 is right; Wait = 2 reads a slice that has not been waited for. Without the last
+// barrier the next copy may land in a slice that others still read.
+template <int Wait, bool LastBarrier>
 PW_KERNEL void pipeline_kernel(const float* input, int slices, int count, float* output) {
   PW_DYNAMIC_SHARED(float, ring);
   const int width = 4 * blockDim.x;
@@ -215,7 +218,7 @@ PW_KERNEL void pipeline_kernel(const float* input, int slices, int count, float*
     for (int i = 0; i < 4; ++i) {
       sum += ring[slice % 2 * width + (4 * threadIdx.x + 4 + i) % width];  // a neighbour's copy
     }
-    simt::sync_block();
+    if constexpr (LastBarrier) simt::sync_block();
   }
   simt::cp_async_wait_all();
   simt::atomic_add(output, sum);
@@ -340,8 +343,9 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
 PW_KERNEL void large_static_kernel(float* output) {
   PW_SHARED(float, first, 8 * 1024);
   PW_SHARED(float, second, 4 * 1024);
-  first[threadIdx.x] = second[threadIdx.x] = 1;
-  output[threadIdx.x] = first[threadIdx.x];
+  first[threadIdx.x] = 1;
+  second[threadIdx.x] = 2;
+  output[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x];
 }
 
 PW_KERNEL void large_dynamic_kernel(float* output, int last) {
@@ -422,9 +426,11 @@ int pw_selftest_gemm(int type, const void* a, const void* b, int m, int n, int k
   return status.report(message, length);
 }
 
-int pw_selftest_pipeline(int waits, const float* input, int count, int threads, float* output,
+int pw_selftest_pipeline(int kind, const float* input, int count, int threads, float* output,
                          void* stream, char* message, std::size_t length) {
-  const auto kernel = waits ? pipeline_kernel<1> : pipeline_kernel<2>;
+  const auto kernel = kind == 0   ? pipeline_kernel<1, true>
+                      : kind == 1 ? pipeline_kernel<2, true>
+                                  : pipeline_kernel<1, false>;
   const int slices = simt::ceil_div(count, 4 * threads);
   const std::size_t bytes = 2 * sizeof(float) * 4 * threads;
   return PW_LAUNCH(kernel, 1, threads, bytes, stream, input, slices, count, output)
@@ -476,6 +482,18 @@ int pw_selftest_large_dynamic(int raise, std::size_t bytes, float* output, void*
   return PW_LAUNCH(large_dynamic_kernel, 1, 32, bytes, stream, output,
                    static_cast<int>(bytes / 4 - 1))
       .report(message, length);
+}
+
+// Makes the CPU treat denormal floats as zero; returns whether it can.
+int pw_selftest_flush_denormals(int on) {
+#if defined(PATCHWORD_SIMT_HOST) && defined(__SSE2__)
+  constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  const unsigned modes = kFlushToZero | kDenormalsAreZero;
+  _mm_setcsr(on ? _mm_getcsr() | modes : _mm_getcsr() & ~modes);
+  return 1;
+#else
+  return static_cast<void>(on), 0;
+#endif
 }
 
 int pw_selftest_sm90a_path() { return PW_SM90A_PATH; }

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of pictures ranked by how surely each shares something with one query."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchword.data.folders import ImageItem, count_images, iter_items
+from patchword.data.io import MAX_PIXELS, read_image
+from patchword.errors import OptionError
+from patchword.inference.atomic import open_atomic, write_image, write_json
+from patchword.inference.html import Card, write_pages
+from patchword.inference.interrupt import StopFlag
+from patchword.inference.journal import Journal, Record
+from patchword.inference.output import JOURNAL_FILE, open_output
+from patchword.inference.progress import Progress, silent
+from patchword.inference.runner import FolderRun, RunSummary, run_items
+from patchword.inference.writers import SCHEMA_VERSION, save_match
+
+if TYPE_CHECKING:
+    from patchword.structures import MatchResult
+
+Box = tuple[float, float, float, float]
+
+
+class MatchesPictures(Protocol):
+    """What a gallery run needs of a Matcher."""
+
+    def extract(self, image: NDArray[np.uint8]) -> Any:
+        """Describe one picture."""
+        ...
+
+    def score(self, a: Any, b: Any, box0: Box | None = None) -> float:
+        """Tell how surely two described pictures share something."""
+        ...
+
+    def match(self, a: Any, b: Any, box0: Box | None = None) -> MatchResult:
+        """Find what two pictures share."""
+        ...
+
+
+@dataclass(frozen=True)
+class GalleryRun(FolderRun):
+    """What a gallery run left.
+
+    Attributes:
+        hits: The best pictures: ``rank``, ``key``, ``score`` and ``output`` of each.
+    """
+
+    hits: tuple[dict[str, Any], ...]
+
+
+def check_box(box: Box | None, size: tuple[int, int]) -> None:
+    """Refuse a box ``x0 y0 x1 y1`` in pixels that is empty or leaves a picture of ``size``.
+
+    Raises:
+        OptionError: With the box and the picture's size.
+    """
+    if box is None:
+        return
+    height, width = size
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise OptionError(
+            f"match: box must have an area and lie inside the query of {width} x {height} pixels, "
+            f"got x {x0:g} to {x1:g}, y {y0:g} to {y1:g}."
+        )
+
+
+def rank_gallery(
+    matcher: MatchesPictures,
+    query: Path,
+    gallery: Path,
+    output: Path,
+    *,
+    settings: dict[str, Any],
+    box: Box | None = None,
+    top: int = 10,
+    overwrite: bool = False,
+    num_workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    stop: StopFlag | None = None,
+    progress: Progress = silent,
+    on_record: Callable[[Record], None] | None = None,
+) -> GalleryRun:
+    """Score every picture below ``gallery`` against ``query`` and match the best ones in full.
+
+    Leaves ``ranking.jsonl`` (every picture, best first), ``ranking.json`` (counts and the best
+    ones), ``hits/001/`` ... with the files of :func:`save_match`, and ``index.html``. The query's
+    own file is passed over. Killed runs continue: scores come from the journal, finished hits stay.
+
+    Args:
+        matcher: Does the work on one pair.
+        query: The picture to look for.
+        gallery: Pictures to rank, sub-folders included.
+        output: Result folder, see :func:`patchword.inference.output.open_output`.
+        settings: What the scores depend on; a later run continues only with the same.
+        box: Part of the query to look for, ``x0 y0 x1 y1`` in pixels, half-open.
+        top: Number of hits matched in full.
+        overwrite: Start over, replacing results of other settings.
+        num_workers: Reading threads.
+        max_pixels: Limit for :func:`patchword.data.read_image`.
+        stop: Ends the run after the current picture.
+        progress: Wraps the loop.
+        on_record: Called with every score's record in order.
+
+    Raises:
+        DatasetError: The query cannot be read or the folder holds no pictures.
+        OptionError: The box leaves the query or ``top`` is below 1.
+        ConfigError: The result folder is in use for something else.
+        OutputError: Results cannot be written.
+    """
+    if top < 1:
+        raise OptionError(f"rank_gallery: top must be at least 1, got {top}.")
+    stop = stop if stop is not None else StopFlag()
+    pixels = read_image(query, max_pixels=max_pixels)
+    check_box(box, (pixels.shape[0], pixels.shape[1]))
+    total = count_images(gallery, exclude=output)
+    with (
+        open_output(output, settings, inputs=(gallery,), overwrite=overwrite),
+        Journal(output / JOURNAL_FILE) as journal,
+    ):
+        described = matcher.extract(pixels)
+
+        def work(item: ImageItem, candidate: NDArray[np.uint8]) -> dict[str, Any]:
+            return {"score": float(matcher.score(described, matcher.extract(candidate), box))}
+
+        own = query.resolve()
+        summary = run_items(
+            (i for i in iter_items(gallery, exclude=output) if i.path.resolve() != own),
+            load=lambda item: read_image(item.path, max_pixels=max_pixels),
+            work=work,
+            journal=journal,
+            num_workers=num_workers,
+            stop=stop,
+            progress=progress,
+            total=total,
+            on_record=on_record,
+        )
+        hits: list[dict[str, Any]] = []
+        for rank, record in enumerate(islice(journal.ranked(summary.seen, "score"), top), 1):
+            if stop:
+                break
+            folder = f"hits/{rank:03d}"
+            hit = {"rank": rank, "key": record["key"], "score": record["score"], "output": folder}
+            if not _is_written(output / folder, record):
+                candidate = read_image(gallery / record["key"], max_pixels=max_pixels)
+                result = matcher.match(described, candidate, box)
+                note = {"rank": rank, "input": record["key"], "stamp": record["stamp"]}
+                save_match(result, output / folder, extra=note, thumbnail=True)
+            hits.append(hit)
+        _drop_hits_beyond(output / "hits", len(hits))
+        _write_ranking(output, journal, hits, summary)
+        write_image(output / "query.jpg", pixels)
+        index = _write_index(output, query, hits, summary)
+    interrupted = summary.interrupted or bool(stop)
+    summary = RunSummary(**{**vars(summary), "interrupted": interrupted})
+    return GalleryRun(summary, output, index, tuple(hits))
+
+
+def _is_written(folder: Path, record: Record) -> bool:
+    with suppress(OSError, ValueError):
+        note = json.loads((folder / "result.json").read_text("utf-8"))
+        return bool(note["input"] == record["key"] and note["stamp"] == record["stamp"])
+    return False
+
+
+def _drop_hits_beyond(folder: Path, count: int) -> None:
+    """Remove hits of an earlier run that asked for more."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.isdigit() and int(path.name) > count:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_ranking(
+    output: Path, journal: Journal, hits: list[dict[str, Any]], summary: RunSummary
+) -> None:
+    with open_atomic(output / "ranking.jsonl") as file:
+        for rank, record in enumerate(journal.ranked(summary.seen, "score"), 1):
+            entry = {"rank": rank, "key": record["key"], "score": record["score"]}
+            file.write(json.dumps(entry).encode() + b"\n")
+    write_json(
+        output / "ranking.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "complete": not summary.interrupted,
+            "ranked": summary.done + summary.reused,
+            "failed": summary.failed,
+            "hits": hits,
+        },
+    )
+
+
+def _write_index(
+    output: Path, query: Path, hits: list[dict[str, Any]], summary: RunSummary
+) -> Path:
+    def cards() -> Iterator[Card]:
+        yield Card(f"query: {query.name}", [], image="query.jpg", link="query.jpg")
+        for hit in hits:
+            folder = hit["output"]
+            facts = [f"rank {hit['rank']}, score {hit['score']:.3f}"]
+            yield Card(hit["key"], facts, f"{folder}/thumb.jpg", f"{folder}/overlay.png")
+        for key, message in summary.failures:
+            yield Card(key, [message])
+
+    count = summary.done + summary.reused
+    lead = f"best {len(hits)} of {count} pictures, {summary.failed} could not be read"
+    return write_pages(output, f"Pictures like {query.name}", lead, cards())

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phrases located in every picture of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchword.data.folders import ImageItem, count_images, iter_items
+from patchword.data.io import MAX_PIXELS, read_image
+from patchword.errors import OptionError
+from patchword.inference.html import Card, write_pages
+from patchword.inference.interrupt import StopFlag
+from patchword.inference.journal import Journal, Record
+from patchword.inference.output import JOURNAL_FILE, open_output
+from patchword.inference.progress import Progress, silent
+from patchword.inference.runner import FolderRun, run_items
+from patchword.inference.writers import locate_summary, save_locate
+
+if TYPE_CHECKING:
+    from patchword.structures import LocateResult
+
+
+MAX_TEXT_CHARS = 1000
+
+
+class LocatesPhrases(Protocol):
+    """What a folder run needs of a Localizer."""
+
+    def locate(self, image: NDArray[np.uint8], texts: Sequence[str]) -> LocateResult:
+        """Locate phrases in one picture."""
+        ...
+
+
+def check_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Strip phrases and refuse empty, overlong and repeated ones.
+
+    Raises:
+        OptionError: With the rule and the phrase.
+    """
+    stripped = tuple(text.strip() for text in texts)
+    if not stripped:
+        raise OptionError("locate: texts must hold at least one phrase, got none.")
+    for index, text in enumerate(stripped):
+        if not 1 <= len(text) <= MAX_TEXT_CHARS:
+            raise OptionError(
+                f"locate: a phrase must have 1 to {MAX_TEXT_CHARS} characters, got {len(text)}."
+            )
+        if text in stripped[:index]:
+            raise OptionError(f"locate: phrases must differ, got {text[:60]!r} twice.")
+    return stripped
+
+
+def locate_folder(
+    localizer: LocatesPhrases,
+    folder: Path,
+    texts: Sequence[str],
+    output: Path,
+    *,
+    settings: dict[str, Any],
+    overwrite: bool = False,
+    num_workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    stop: StopFlag | None = None,
+    progress: Progress = silent,
+    on_record: Callable[[Record], None] | None = None,
+) -> FolderRun:
+    """Locate ``texts`` in every picture below ``folder``; killed runs continue.
+
+    Results of ``folder/a/b.jpg`` go to ``output/items/a/b.jpg/``: names cannot collide.
+
+    Args:
+        localizer: Does the work on one picture.
+        folder: Pictures to look at, sub-folders included.
+        texts: Phrases.
+        output: Result folder, see :func:`patchword.inference.output.open_output`.
+        settings: What the results depend on; a later run continues only with the same.
+        overwrite: Start over, replacing results of other settings.
+        num_workers: Reading threads.
+        max_pixels: Limit for :func:`patchword.data.read_image`.
+        stop: Ends the run after the current picture.
+        progress: Wraps the loop.
+        on_record: Called with every record in order.
+
+    Raises:
+        DatasetError: The folder holds no pictures.
+        ConfigError: The result folder is in use for something else.
+        OutputError: Results cannot be written.
+    """
+    total = count_images(folder, exclude=output)
+    with (
+        open_output(output, settings, inputs=(folder,), overwrite=overwrite),
+        Journal(output / JOURNAL_FILE) as journal,
+    ):
+
+        def work(item: ImageItem, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+            result = localizer.locate(pixels, texts)
+            target = f"items/{item.key}"
+            save_locate(result, output / target, extra={"input": item.key}, thumbnail=True)
+            summary = locate_summary(result)
+            return {"output": target, "size": summary["size"], "phrases": summary["phrases"]}
+
+        summary = run_items(
+            iter_items(folder, exclude=output),
+            load=lambda item: read_image(item.path, max_pixels=max_pixels),
+            work=work,
+            journal=journal,
+            num_workers=num_workers,
+            stop=stop,
+            progress=progress,
+            total=total,
+            on_record=on_record,
+        )
+        lead = f"{summary.done + summary.reused} pictures, {summary.failed} could not be read"
+        cards = _cards(journal.latest(summary.seen))
+        index = write_pages(output, "Phrases located", lead, cards)
+    return FolderRun(summary, output, index)
+
+
+def _cards(records: Iterator[Record]) -> Iterator[Card]:
+    for record in records:
+        if record["status"] == "failed":
+            yield Card(record["key"], [record["error"]])
+            continue
+        best = sorted(record["phrases"], key=lambda phrase: -phrase["score"])[:5]
+        yield Card(
+            record["key"],
+            [f"{phrase['score']:.2f}  {phrase['text'][:60]}" for phrase in best],
+            image=f"{record['output']}/thumb.jpg",
+            link=f"{record['output']}/overlay.png",
+        )
