@@ -81,7 +81,8 @@ class MatchGate:
         return Verdict(_most(deficit[valid]), 2 * DOT_TOLERANCE, int((~valid).sum()), ties)
 
     def _scale(self, chosen: Tensor) -> Tensor:
-        return (self._norm0 * self._norm1[chosen.clamp(min=0)]).clamp(min=1e-30)
+        scale: Tensor = self._norm0 * self._norm1[chosen.clamp(min=0)]
+        return scale.clamp(min=1e-30)
 
     def _mutual(self, matches: Tensor) -> Verdict:
         row_best, row_index, row_gap, col_best, col_index, col_gap = self._oracle

@@ -89,8 +89,8 @@ def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             met = {None: "not measured", True: "met", False: "**missed**"}[limit["met"]]
             reached = "-" if limit["reached"] is None else f"{limit['reached']:.2f}x"
             title = f"{row['title']}, {row['shape']}, peak extra memory"
-            target_text = f"under {limit['ratio']:g}x the output"
-            cells.append([title, str(row["threads"]), target_text, reached, met])
+            wanted = f"under {limit['ratio']:g}x the output"
+            cells.append([title, str(row["threads"]), wanted, reached, met])
     return [*_table(("row", "threads", "target", "reached", "state"), cells), ""]
 
 
@@ -123,8 +123,8 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
     lines = [
         f"## patchword {version}, {data['device']}, {facts['cpu']}",
         "",
-        f"{facts['date']}, commit `{facts['commit']}`{dirty}; {facts['logical_cpus']} logical CPUs; "
-        f"{versions}; torch CPU capability {facts['torch_cpu_capability']}; patchword core "
+        f"{facts['date']}, commit `{facts['commit']}`{dirty}; "
+        f"{facts['logical_cpus']} logical CPUs; {versions}; torch CPU capability {facts['torch_cpu_capability']}; patchword core "
         f"{facts['patchword'].get('cpu_level', facts['patchword'].get('core'))}; load average "
         f"{facts['load_average'][0]} before, {facts['load_average_after'][0]} after.",
         "",

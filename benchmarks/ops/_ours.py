@@ -49,7 +49,8 @@ def softmax_map(inputs: Inputs, backend: str) -> Run:
 def softmax_map_unpacked(inputs: Inputs, backend: str) -> Run:
     """Similarity maps with queries packed in every call."""
     arguments = inputs["patches"], inputs["queries"]
-    return _bind("patch_similarity", backend, *arguments, scale=inputs["scale"], output="softmax")
+    options = {"scale": inputs["scale"], "output": "softmax", "channels_last": True}
+    return _bind("patch_similarity", backend, *arguments, **options)
 
 
 def labels(inputs: Inputs, backend: str) -> Run:
