@@ -22,7 +22,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     height = 1.5 + 0.2 * max(total / len(threads), len(longest))
     figure = Figure(figsize=(7.5 * len(threads), height), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, count in zip(figure.subplots(1, len(threads), squeeze=False)[0], threads, strict=True):
+    for axes, count in zip(
+        figure.subplots(1, len(threads), squeeze=False)[0], threads, strict=True
+    ):
         _panel(axes, [row for row in rows if row["threads"] == count])
         unit = "thread" if count == 1 else "threads"
         axes.set_title(f"{count} {unit}" if result["device"] == "cpu" else result["device"])

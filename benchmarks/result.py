@@ -227,6 +227,18 @@ def validate(result: Record) -> list[str]:
             faults.append(f"{place}: a void row must hold no time")
         if row["ratios"] != ratios(row["kind"], row["candidates"]):
             faults.append(f"{place}: ratios must follow from the medians")
+    if result.get("losses") != losses(result["rows"]):
+        faults.append("losses must follow from the rows")
+    return faults
+
+
+def commit_faults(result: Record) -> list[str]:
+    """Return what keeps a valid result out of the repository."""
+    faults = []
+    if result["quick"] or not result["complete"]:
+        faults.append("only complete runs are committed")
+    if result["provenance"]["dirty"] is not False:
+        faults.append("the tree must be clean, so that the commit tells what ran")
     return faults
 
 
