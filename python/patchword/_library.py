@@ -99,6 +99,8 @@ def plain_eager(*tensors: Tensor | None) -> bool:
             continue
         if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
             return False
+        if tensor.is_meta:
+            return False
         if grad and tensor.requires_grad:
             return False
     return True

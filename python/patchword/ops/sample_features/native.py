@@ -21,8 +21,9 @@ _MAX_SIDE = 2**24
 
 def refuse(features: Tensor, points: Tensor) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
-    if features.dtype not in DTYPE_TAGS or max(features.shape[2:]) > _MAX_SIDE:
-        return _library.refuse_dtype(features) or "a map has more than 2^24 cells along an axis"
+    _, _, height, width = features.shape
+    if height > _MAX_SIDE or width > _MAX_SIDE:
+        return "the map has more than 2^24 cells along an axis"
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
