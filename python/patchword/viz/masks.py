@@ -60,15 +60,20 @@ def overlay_labels(
     image: NDArray[np.uint8], labels: NDArray[np.int64], colors: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Tint each labelled region (label ``k >= 0``) with ``colors[k]`` and trace its border."""
-    out = image.copy()
-    present = [int(k) for k in np.unique(labels) if k >= 0]
-    for k in present:
-        region = labels == k
-        out[region] = np.rint(image[region] * (1 - ALPHA) + colors[k] * np.float32(ALPHA))
-    for k in present:
+    weight = np.where(labels >= 0, np.float32(ALPHA), np.float32(0))[..., None]
+    table = np.vstack([colors, np.zeros((1, 3), np.uint8)])
+    # Label -1 reads the last row, whose weight is 0.
+    out = np.rint(image * (1 - weight) + table[labels] * weight).astype(np.uint8)
+    for k in present_labels(labels):
         red, green, blue = (int(c) for c in colors[k])
         _trace(out, labels == k, (red, green, blue))
     return out
+
+
+def present_labels(labels: NDArray[np.int64]) -> list[int]:
+    """List the labels ``k >= 0`` that occur."""
+    found: list[int] = np.flatnonzero(np.bincount(labels.ravel() + 1)[1:]).tolist()
+    return found
 
 
 def _trace(image: NDArray[np.uint8], region: NDArray[np.bool_], color: Color) -> None:

@@ -15,7 +15,9 @@ def _norms(vectors: Tensor, cosine: bool, eps: float) -> tuple[Tensor, Tensor | 
     return 1 / norm.clamp_min(eps), norm > eps
 
 
-def _through_norm(gradient: Tensor, vectors: Tensor, inverse: Tensor, free: Tensor | None) -> Tensor:
+def _through_norm(
+    gradient: Tensor, vectors: Tensor, inverse: Tensor, free: Tensor | None
+) -> Tensor:
     """Gradient in ``v`` from the gradient in ``v / max(|v|, eps)``."""
     if free is None:
         return gradient
@@ -120,8 +122,10 @@ def similarity_backward(
     z: Tensor | None = None
     grouped = group_order is not None and group_offsets is not None
     needs_softmax = "softmax" in gradients or "logsumexp" in gradients
-    if grouped or (needs_softmax and "softmax" not in saved) or (
-        "sigmoid" in gradients and "sigmoid" not in saved
+    if (
+        grouped
+        or (needs_softmax and "softmax" not in saved)
+        or ("sigmoid" in gradients and "sigmoid" not in saved)
     ):
         z = _logits_of_prompts(x, w, scale, bias, cosine, eps)
     if group_order is not None and group_offsets is not None and z is not None:

@@ -36,9 +36,7 @@ NUM_RESULTS = 10
 MAX_TOP_K = 32
 
 
-def refuse(
-    patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5
-) -> str | None:
+def refuse(patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
     reason = _library.refuse_device(patches) or _library.refuse_dtype(patches, queries)
     if reason is None and outputs & 8 and top_k > MAX_TOP_K:
@@ -103,7 +101,9 @@ def _depth_and_rows(queries: Tensor) -> tuple[int, int, int]:
     return depth, rows, rows
 
 
-def _usable(packed: Tensor | None, level: str, version: int, patches: Tensor, queries: Tensor) -> bool:
+def _usable(
+    packed: Tensor | None, level: str, version: int, patches: Tensor, queries: Tensor
+) -> bool:
     """Whether a packed form still stands for these queries and fits how patches will be read."""
     if packed is None or patches.is_cuda or _library.runtime(patches)[0] == _library.CUDA:
         return False
@@ -221,7 +221,9 @@ def _fill(
     strides = (*patches.stride(), *((0,) if shared else ()), *queries.stride(), mask_stride)
     scratch = None
     if device == _library.CPU:
-        size = C.patch_similarity_workspace(threads, inputs, outputs & 64 != 0, options, sizes, strides)
+        size = C.patch_similarity_workspace(
+            threads, inputs, outputs & 64 != 0, options, sizes, strides
+        )
         scratch = torch.empty(size, dtype=torch.uint8, device=patches.device)
     C.patch_similarity_forward(
         device,
@@ -347,7 +349,12 @@ class _Similarity(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, patches: Tensor, queries: Tensor, scale: Tensor | None, bias: Tensor | None, rest: Any
+        ctx: Any,
+        patches: Tensor,
+        queries: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        rest: Any,
     ) -> tuple[Tensor, ...]:
         packed, level, version, scale_value, bias_value, *options = rest
         results: tuple[Tensor, ...] = _forward_op(
@@ -404,7 +411,5 @@ def patch_similarity_native(
         rest = (*packed, scale_value, bias_value, *options)
         results: tuple[Tensor, ...] = _Similarity.apply(patches, queries, scale, bias, rest)
         return results
-    results = _forward_op(
-        patches, queries, *packed, scale, scale_value, bias, bias_value, *options
-    )
+    results = _forward_op(patches, queries, *packed, scale, scale_value, bias, bias_value, *options)
     return results

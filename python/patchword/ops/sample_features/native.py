@@ -44,7 +44,12 @@ def _forward(
         device,
         stream,
         threads,
-        (features.data_ptr(), points.data_ptr(), out.data_ptr(), scratch.data_ptr() if scratch is not None else 0),
+        (
+            features.data_ptr(),
+            points.data_ptr(),
+            out.data_ptr(),
+            scratch.data_ptr() if scratch is not None else 0,
+        ),
         DTYPE_TAGS[features.dtype],
         mode,
         padding,
