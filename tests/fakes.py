@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cheap stand-ins for Matcher and Localizer, so that runs over folders are tested in milliseconds."""
+"""Cheap stand-ins for Matcher and Localizer: runs over folders are tested in milliseconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class FakeMatcher:
     """Scores by how alike the mean colours are; every picture matches in its middle."""
 
     on_score: Callable[[], None] | None = None
-    made: list[dict[str, Any]] = []
+    made: ClassVar[list[dict[str, Any]]] = []
 
     def __init__(self, **options: Any) -> None:
         FakeMatcher.made.append(options)

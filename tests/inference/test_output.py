@@ -54,12 +54,9 @@ def test_input_folder_is_never_the_output(tmp_path: Path, out: str, overwrite: b
 
 
 def test_second_run_is_locked_out(tmp_path: Path) -> None:
-    with open_output(tmp_path, SETTINGS):
-        with (
-            pytest.raises(ConfigError, match="another run is writing"),
-            open_output(tmp_path, SETTINGS),
-        ):
-            pass
+    second = open_output(tmp_path, SETTINGS)
+    with open_output(tmp_path, SETTINGS), pytest.raises(ConfigError, match="another run is"):
+        second.__enter__()
     with open_output(tmp_path, SETTINGS):
         pass
 
@@ -73,9 +70,14 @@ def test_unwritable(tmp_path: Path) -> None:
 
 def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
     path = write_bytes(tmp_path / "a" / "b.txt", b"old")
-    with pytest.raises(RuntimeError), open_atomic(path) as file:
-        file.write(b"half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with open_atomic(path) as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
 

@@ -63,7 +63,8 @@ def overlay_labels(
     weight = np.where(labels >= 0, np.float32(ALPHA), np.float32(0))[..., None]
     table = np.vstack([colors, np.zeros((1, 3), np.uint8)])
     # Label -1 reads the last row, whose weight is 0.
-    out = np.rint(image * (1 - weight) + table[labels] * weight).astype(np.uint8)
+    tinted = image * (1 - weight) + table[labels] * weight
+    out: NDArray[np.uint8] = np.rint(tinted).astype(np.uint8)
     for k in present_labels(labels):
         red, green, blue = (int(c) for c in colors[k])
         _trace(out, labels == k, (red, green, blue))
