@@ -45,14 +45,14 @@ class FakeMatcher:
     def extract(self, image: np.ndarray) -> np.ndarray:
         return image
 
-    def score(self, a: np.ndarray, b: np.ndarray, box0: Any = None) -> float:
+    def score(self, a: np.ndarray, b: np.ndarray, *, box0: Any = None) -> float:
         self.scored += 1
         if FakeMatcher.on_score is not None:
             FakeMatcher.on_score()
         gap = np.abs(a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))).mean()
         return float(1 - gap / 255)
 
-    def match(self, a: np.ndarray, b: np.ndarray, box0: Any = None) -> FakeMatchResult:
+    def match(self, a: np.ndarray, b: np.ndarray, *, box0: Any = None) -> FakeMatchResult:
         points = np.linspace(0.2, 0.8, 7)
         ends = [
             np.stack([points * image.shape[1], points * image.shape[0]], axis=1) for image in (a, b)

@@ -108,7 +108,7 @@ def test_gallery(run: Run, pictures: Path) -> None:
     assert (result["done"], result["reused"], result["failed"]) == (2, 0, 0)
     code, out, _ = run(*arguments, "--top", 2, "-o", "out")
     assert code == 0
-    assert out.splitlines()[1].split() == ["1", "0.895", "b.png"]
+    assert out.splitlines()[1].split() == ["1", "0.895", "0.895", "b.png"]
     assert "0 pictures done, 2 reused" in out
 
 

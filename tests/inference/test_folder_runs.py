@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -102,6 +103,28 @@ def test_other_settings_need_overwrite(photos: Path, tmp_path: Path) -> None:
     assert run.summary.reused == 0
 
 
+def hit_folders(out: Path) -> list[str]:
+    return sorted(f"hits/{path.name}" for path in (out / "hits").iterdir())
+
+
+def test_hits_are_ordered_by_the_full_match(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match = FakeMatcher.match
+
+    def other_order(self: FakeMatcher, a: Any, b: Any, *, box0: Any = None) -> Any:
+        return dataclasses.replace(match(self, a, b), score=float(b.mean() / 255))
+
+    monkeypatch.setattr(FakeMatcher, "match", other_order)
+    run = rank(photos, tmp_path / "out", top=3)
+    scores = [hit["score"] for hit in run.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert [hit["rank"] for hit in run.hits] == [1, 2, 3]
+    assert [h["quick_score"] for h in run.hits] != sorted(
+        (h["quick_score"] for h in run.hits), reverse=True
+    )
+
+
 def test_gallery_ranks_and_writes_the_best(photos: Path, tmp_path: Path) -> None:
     run = rank(photos, tmp_path / "out", top=2)
     lines = (tmp_path / "out" / "ranking.jsonl").read_text().splitlines()
@@ -110,7 +133,7 @@ def test_gallery_ranks_and_writes_the_best(photos: Path, tmp_path: Path) -> None
     assert len(ranking) == len(NAMES)
     assert scores == sorted(scores, reverse=True)
     assert [hit["key"] for hit in run.hits] == [entry["key"] for entry in ranking[:2]]
-    assert sorted(p.name for p in (tmp_path / "out" / "hits").iterdir()) == ["001", "002"]
+    assert hit_folders(tmp_path / "out") == sorted(hit["output"] for hit in run.hits)
     summary = json.loads((tmp_path / "out" / "ranking.json").read_text())
     assert summary["complete"]
     assert (summary["ranked"], summary["failed"]) == (len(NAMES), 1)
@@ -121,13 +144,13 @@ def test_gallery_ranks_and_writes_the_best(photos: Path, tmp_path: Path) -> None
 
 def test_gallery_rerun_scores_nothing_again(photos: Path, tmp_path: Path) -> None:
     first = rank(photos, tmp_path / "out", top=3)
-    hit = tmp_path / "out" / "hits" / "001" / "overlay.png"
+    hit = tmp_path / "out" / first.hits[0]["output"] / "overlay.png"
     written = hit.stat().st_mtime_ns
     again = rank(photos, tmp_path / "out", top=2)
     assert again.summary.reused == len(NAMES)
     assert again.hits == first.hits[:2]
     assert hit.stat().st_mtime_ns == written
-    assert sorted(p.name for p in (tmp_path / "out" / "hits").iterdir()) == ["001", "002"]
+    assert hit_folders(tmp_path / "out") == sorted(hit["output"] for hit in again.hits)
 
 
 def test_gallery_follows_added_removed_and_changed_files(photos: Path, tmp_path: Path) -> None:
@@ -136,7 +159,7 @@ def test_gallery_follows_added_removed_and_changed_files(photos: Path, tmp_path:
     grey(photos / "new.png", 100)
     run = rank(photos, tmp_path / "out", top=1)
     assert run.hits[0]["key"] == "new.png"
-    note = json.loads((tmp_path / "out" / "hits" / "001" / "result.json").read_text())
+    note = json.loads((tmp_path / "out" / run.hits[0]["output"] / "result.json").read_text())
     assert note["input"] == "new.png"
     assert "sub/a.png" not in (tmp_path / "out" / "ranking.jsonl").read_text()
 

@@ -58,7 +58,7 @@ class Match(OutputFlags):
         return self._run_pair(self.query, self.other, box)
 
     def _run_pair(self, first: Path, second: Path, box: Box | None) -> Outcome:
-        from patchword.inference.gallery import check_box
+        from patchword.inference.gallery import require_box_inside
         from patchword.inference.interrupt import stop_on_signal
         from patchword.inference.output import check_output, open_output
         from patchword.inference.writers import match_summary, save_match
@@ -66,7 +66,7 @@ class Match(OutputFlags):
         image0, image1 = (
             read_image(path, max_pixels=self.max_pixels()) for path in (first, second)
         )
-        check_box(box, (image0.shape[0], image0.shape[1]))
+        require_box_inside(box, (image0.shape[0], image0.shape[1]))
         settings = self._settings(box, first=first, second=second)
         output = self.folder(settings, first.stem, second.stem)
         check_output(output, settings, overwrite=self.overwrite)
@@ -92,12 +92,12 @@ class Match(OutputFlags):
         return Outcome(record, text, common.INTERRUPTED if stop else common.DONE)
 
     def _run_gallery(self, query: Path, gallery: Path, box: Box | None) -> Outcome:
-        from patchword.inference.gallery import check_box, rank_gallery
+        from patchword.inference.gallery import require_box_inside, rank_gallery
         from patchword.inference.interrupt import stop_on_signal
         from patchword.inference.output import check_output
 
         image = read_image(query, max_pixels=self.max_pixels())
-        check_box(box, (image.shape[0], image.shape[1]))
+        require_box_inside(box, (image.shape[0], image.shape[1]))
         settings = self._settings(box, first=query, gallery=gallery)
         output = self.folder(settings, query.stem, gallery.name)
         total = count_images(gallery, exclude=output)
@@ -124,8 +124,11 @@ class Match(OutputFlags):
 
     def _report_gallery(self, run: GalleryRun, query: Path) -> Outcome:
         result = {"query": printable(query), **common.run_report(run), "hits": list(run.hits)}
-        lines = [f"{'rank':>4}  {'score':>6}  picture"]
-        lines += [f"{h['rank']:4d}  {h['score']:6.3f}  {printable(h['key'])}" for h in run.hits]
+        lines = [f"{'rank':>4}  {'score':>6}  {'quick':>6}  picture"]
+        lines += [
+            f"{h['rank']:4d}  {h['score']:6.3f}  {h['quick_score']:6.3f}  {printable(h['key'])}"
+            for h in run.hits
+        ]
         return common.folder_outcome(self, run, result, lines)
 
     def _matcher(self) -> Matcher:
