@@ -92,7 +92,7 @@ class Match(OutputFlags):
         return Outcome(record, text, common.INTERRUPTED if stop else common.DONE)
 
     def _run_gallery(self, query: Path, gallery: Path, box: Box | None) -> Outcome:
-        from patchword.inference.gallery import require_box_inside, rank_gallery
+        from patchword.inference.gallery import rank_gallery, require_box_inside
         from patchword.inference.interrupt import stop_on_signal
         from patchword.inference.output import check_output
 
