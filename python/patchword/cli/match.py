@@ -18,6 +18,7 @@ from patchword.data.io import printable, read_image
 from patchword.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
+    from patchword.inference.cache import FeatureCache
     from patchword.inference.gallery import Box, GalleryRun
     from patchword.matching import Matcher
 
@@ -42,6 +43,8 @@ class Match(OutputFlags):
     """Part of the first picture to look for, in pixels."""
     top: int = 10
     """With --gallery: how many of the best get masks and correspondences."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """With --gallery: keep descriptors (1 MB a picture) here, so that other queries are fast."""
     backbone: str = "efficientnet-lite0"
     """Network that describes patches."""
 
@@ -105,14 +108,16 @@ class Match(OutputFlags):
         if self.dry_run:
             return common.planned(output, total)
         with stop_on_signal() as stop, self.computing():
+            matcher = self._matcher()
             run = rank_gallery(
-                self._matcher(),
+                matcher,
                 query,
                 gallery,
                 output,
                 settings=settings,
                 box=box,
                 top=self.top,
+                cache=None if self.cache is None else self._cache(matcher, self.cache),
                 overwrite=self.overwrite,
                 num_workers=self.num_workers,
                 max_pixels=self.max_pixels(),
@@ -135,6 +140,12 @@ class Match(OutputFlags):
         from patchword.matching import Matcher
 
         return Matcher(backbone=self.backbone, device=self.torch_device())
+
+    def _cache(self, matcher: Matcher, folder: Path) -> FeatureCache:
+        from patchword.inference.cache import FeatureCache
+
+        made_by = f"{self.backbone} {matcher.options.max_size} patchword {__version__}"
+        return FeatureCache(folder, made_by)
 
     def _settings(
         self,

@@ -29,6 +29,7 @@ from patchword.inference.runner import FolderRun, RunSummary, run_items
 from patchword.inference.writers import SCHEMA_VERSION, save_match
 
 if TYPE_CHECKING:
+    from patchword.inference.cache import FeatureCache
     from patchword.structures import MatchResult
 
 Box = tuple[float, float, float, float]
@@ -37,7 +38,7 @@ Box = tuple[float, float, float, float]
 class MatchesPictures(Protocol):
     """What a gallery run needs of a Matcher."""
 
-    def extract(self, image: NDArray[np.uint8]) -> Any:
+    def extract(self, image: Any) -> Any:
         """Describe one picture."""
         ...
 
@@ -60,6 +61,15 @@ class GalleryRun(FolderRun):
     """
 
     hits: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A picture to score: its stored descriptors, or its pixels and the key to store them under."""
+
+    key: str | None = None
+    pixels: NDArray[np.uint8] | None = None
+    features: Any = None
 
 
 def require_box_inside(box: Box | None, size: tuple[int, int]) -> None:
@@ -88,6 +98,7 @@ def rank_gallery(
     settings: dict[str, Any],
     box: Box | None = None,
     top: int = 10,
+    cache: FeatureCache | None = None,
     overwrite: bool = False,
     num_workers: int = 2,
     max_pixels: int = MAX_PIXELS,
@@ -111,6 +122,7 @@ def rank_gallery(
         settings: What the scores depend on; a later run continues only with the same.
         box: Part of the query to look for, ``x0 y0 x1 y1`` in pixels, half-open.
         top: Number of hits matched in full.
+        cache: Where descriptors of the gallery are kept for other queries.
         overwrite: Start over, replacing results of other settings.
         num_workers: Reading threads.
         max_pixels: Limit for :func:`patchword.data.read_image`.
@@ -136,13 +148,26 @@ def rank_gallery(
     ):
         described = matcher.extract(pixels)
 
-        def work(item: ImageItem, candidate: NDArray[np.uint8]) -> dict[str, Any]:
-            return {"score": float(matcher.score(described, matcher.extract(candidate), box0=box))}
+        def load(item: ImageItem) -> _Candidate:
+            key = None if cache is None else cache.key(item.path)
+            known = None if cache is None or key is None else cache.get(key)
+            if known is not None:
+                return _Candidate(features=known)
+            return _Candidate(key, read_image(item.path, max_pixels=max_pixels))
+
+        def work(item: ImageItem, candidate: _Candidate) -> dict[str, Any]:
+            if candidate.features is not None:
+                features = candidate.features.to(described.tokens.device)
+            else:
+                features = matcher.extract(candidate.pixels)
+                if cache is not None and candidate.key is not None:
+                    cache.put(candidate.key, features)
+            return {"score": float(matcher.score(described, features, box0=box))}
 
         own = query.resolve()
         summary = run_items(
             (i for i in iter_items(gallery, exclude=output) if i.path.resolve() != own),
-            load=lambda item: read_image(item.path, max_pixels=max_pixels),
+            load=load,
             work=work,
             journal=journal,
             num_workers=num_workers,

@@ -11,7 +11,7 @@ from patchword.viz.style import Color
 ALPHA = 0.5
 CONTOUR_LEVEL = 0.5
 _CONTOUR_PX = 2
-_FADE = 0.6
+_FADE = 0.75
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -44,13 +44,15 @@ def overlay_mask(
 ) -> NDArray[np.uint8]:
     """Tint ``image`` ``[H, W, 3]`` by ``ALPHA * mask`` and trace where the mask crosses one half.
 
-    ``quiet`` fades the picture's own colours, so that a region shows on ground of its colour.
+    ``quiet`` fades the colours outside, so that a region shows on ground of its own colour.
     """
+    soft = np.clip(np.nan_to_num(mask), 0, 1)[..., None].astype(np.float32)
+    ground = image.astype(np.float32)
     if quiet:
-        grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-        image = np.rint(image + (grey - image) * np.float32(_FADE)).astype(np.uint8)
-    weight = np.clip(np.nan_to_num(mask), 0, 1)[..., None].astype(np.float32) * np.float32(ALPHA)
-    tinted = image * (1 - weight) + np.asarray(color, dtype=np.float32) * weight
+        grey = 0.8 * ground.mean(axis=2, keepdims=True) + 0.2 * 255
+        ground += (grey - ground) * np.float32(_FADE) * (1 - soft)
+    weight = soft * np.float32(ALPHA)
+    tinted = ground * (1 - weight) + np.asarray(color, dtype=np.float32) * weight
     out: NDArray[np.uint8] = np.rint(tinted).astype(np.uint8)
     _trace(out, np.asarray(mask) >= CONTOUR_LEVEL, color)
     return out
