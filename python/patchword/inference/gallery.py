@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from patchword.data.folders import ImageItem, count_images, iter_items
 from patchword.data.io import MAX_PIXELS, read_image
 from patchword.errors import OptionError
-from patchword.inference.atomic import write_image, write_json
+from patchword.inference.atomic import open_atomic, write_image, write_json
 from patchword.inference.html import Card, write_pages
 from patchword.inference.interrupt import StopFlag
 from patchword.inference.journal import Journal, Record
@@ -95,9 +95,9 @@ def rank_gallery(
 ) -> GalleryRun:
     """Score every picture below ``gallery`` against ``query`` and match the best ones in full.
 
-    Leaves ``ranking.json`` (all pictures, best first), ``hits/001/`` ... with the files of
-    :func:`save_match`, and ``index.html``. The query's own file is passed over. Killed runs
-    continue: scores come from the journal, finished hits stay.
+    Leaves ``ranking.jsonl`` (every picture, best first), ``ranking.json`` (counts and the best
+    ones), ``hits/001/`` ... with the files of :func:`save_match`, and ``index.html``. The query's
+    own file is passed over. Killed runs continue: scores come from the journal, finished hits stay.
 
     Args:
         matcher: Does the work on one pair.
@@ -160,7 +160,7 @@ def rank_gallery(
                 save_match(result, output / folder, extra=note, thumbnail=True)
             hits.append(hit)
         _drop_hits_beyond(output / "hits", len(hits))
-        _write_ranking(output, journal, summary)
+        _write_ranking(output, journal, hits, summary)
         write_image(output / "query.jpg", pixels)
         index = _write_index(output, query, hits, summary)
     interrupted = summary.interrupted or bool(stop)
@@ -183,18 +183,21 @@ def _drop_hits_beyond(folder: Path, count: int) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_ranking(output: Path, journal: Journal, summary: RunSummary) -> None:
-    ranking = [
-        {"rank": rank, "key": record["key"], "score": record["score"]}
-        for rank, record in enumerate(journal.ranked(summary.seen, "score"), 1)
-    ]
+def _write_ranking(
+    output: Path, journal: Journal, hits: list[dict[str, Any]], summary: RunSummary
+) -> None:
+    with open_atomic(output / "ranking.jsonl") as file:
+        for rank, record in enumerate(journal.ranked(summary.seen, "score"), 1):
+            entry = {"rank": rank, "key": record["key"], "score": record["score"]}
+            file.write(json.dumps(entry).encode() + b"\n")
     write_json(
         output / "ranking.json",
         {
             "schema_version": SCHEMA_VERSION,
             "complete": not summary.interrupted,
+            "ranked": summary.done + summary.reused,
             "failed": summary.failed,
-            "ranking": ranking,
+            "hits": hits,
         },
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
@@ -16,17 +17,22 @@ __all__ = [
     "Backend",
     "explain",
     "explain_environment",
+    "intersection_and_union",
+    "mask_upsample",
     "PackedQueries",
     "pack_queries",
     "patch_similarity",
     "sample_features",
+    "upsampled_confusion",
     "use_backend",
 ]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "mask_upsample": "mask_upsample",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
+    "upsampled_confusion": "mask_upsample",
 }
 
 

@@ -35,7 +35,8 @@ def resize_labels(labels: NDArray[np.int64], size: tuple[int, int]) -> NDArray[n
     """Resize a label map ``[H, W]`` to ``size = (H, W)`` by nearest centres."""
     rows = ((np.arange(size[0]) + 0.5) * labels.shape[0] / size[0]).astype(np.int64)
     columns = ((np.arange(size[1]) + 0.5) * labels.shape[1] / size[1]).astype(np.int64)
-    return labels[rows[:, None], columns[None, :]]
+    picked: NDArray[np.int64] = labels[rows[:, None], columns[None, :]]
+    return picked
 
 
 def overlay_mask(
@@ -50,7 +51,7 @@ def overlay_mask(
         image = np.rint(image + (grey - image) * np.float32(_FADE)).astype(np.uint8)
     weight = np.clip(np.nan_to_num(mask), 0, 1)[..., None].astype(np.float32) * np.float32(ALPHA)
     tinted = image * (1 - weight) + np.asarray(color, dtype=np.float32) * weight
-    out = np.rint(tinted).astype(np.uint8)
+    out: NDArray[np.uint8] = np.rint(tinted).astype(np.uint8)
     _trace(out, np.asarray(mask) >= CONTOUR_LEVEL, color)
     return out
 
@@ -73,9 +74,7 @@ def overlay_labels(
 def _trace(image: NDArray[np.uint8], region: NDArray[np.bool_], color: Color) -> None:
     import cv2
 
-    contours, _ = cv2.findContours(
-        region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
+    contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     # A white edge under the coloured one keeps it visible on any ground.
     cv2.drawContours(image, contours, -1, (255, 255, 255), _CONTOUR_PX + 2, cv2.LINE_AA)
     cv2.drawContours(image, contours, -1, color, _CONTOUR_PX, cv2.LINE_AA)

@@ -91,7 +91,8 @@ def match_figure(result: MatchResult) -> Figure:
         line = ConnectionPatch(
             (x0, y0), (x1, y1), "data", "data", axesA=axes[0], axesB=axes[1], lw=1.1, alpha=0.9
         )
-        line.set_color(viridis((score - low) / (high - low)) / 255)
+        red, green, blue = (viridis((score - low) / (high - low)) / 255).tolist()
+        line.set_color((red, green, blue))
         line.set_in_layout(False)
         figure.add_artist(line)
     if len(chosen):
@@ -136,7 +137,9 @@ def _panel(result: MatchResult, side: int) -> tuple[NDArray[np.uint8], NDArray[n
 
 def _caption(result: MatchResult, drawn: int) -> str:
     count = len(result.matches)
-    shares = " and ".join(f"{100 * float(mask.mean()):.0f}%" for mask in (result.mask0, result.mask1))
+    shares = " and ".join(
+        f"{100 * float(mask.mean()):.0f}%" for mask in (result.mask0, result.mask1)
+    )
     lines = "no correspondences" if not count else f"{count} correspondences"
     best = f", {drawn} drawn" if 0 < drawn < count else ""
     return f"shared region {shares} of the pictures, {lines}{best}"
