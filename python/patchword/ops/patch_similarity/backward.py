@@ -33,7 +33,7 @@ def _logits_of_prompts(
 
 
 def _group_index(order: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
-    """Class of every prompt, ``num_classes`` for prompts of no class. ``[C]``"""
+    """Class of every prompt, ``num_classes`` for prompts of no class."""
     position = torch.arange(order.shape[0], device=order.device)
     ranked = torch.searchsorted(offsets, position, right=True) - 1
     ranked = torch.where((ranked < 0) | (position >= offsets[-1]), num_classes, ranked)
@@ -43,7 +43,7 @@ def _group_index(order: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
 def _reduce(
     z: Tensor, take_part: Tensor, group: Tensor, num_classes: int, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class logits ``[B, N, G]``, classes that take part, and each prompt's share of the gradient."""
+    """Class logits ``[B, N, G]``, classes that take part, each prompt's share of the gradient."""
     index = torch.where(take_part, group, num_classes)  # [B or 1, 1, C]
     index = index.expand_as(z)
     shape = (*z.shape[:2], num_classes + 1)
