@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchword import _library
 
@@ -99,9 +100,9 @@ def test_levels_are_forced_and_given_back():
     with _library.cpu_level("generic"):
         assert _library.C.cpu_level() == "generic"
     assert _library.C.cpu_level() == before
-    with pytest.raises(ValueError, match="cpu_level: sse9 cannot be used: the levels are"):
-        with _library.cpu_level("sse9"):
-            pass
+    wrong = pytest.raises(ValueError, match="cpu_level: sse9 cannot be used: the levels are")
+    with wrong, _library.cpu_level("sse9"):
+        pass
     assert _library.C.cpu_level() == before
 
 
@@ -120,9 +121,9 @@ def test_simulation_ends_with_its_block(simt):
 
 @needs_native
 def test_simulation_of_a_missing_library_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="cannot be loaded"):
-        with _library.simulate_cuda(tmp_path / "absent.so"):
-            pass
+    wrong = pytest.raises(RuntimeError, match="cannot be loaded")
+    with wrong, _library.simulate_cuda(tmp_path / "absent.so"):
+        pass
     assert _library.runtime(torch.zeros(1))[0] == _library.CPU
 
 
@@ -138,7 +139,6 @@ def test_dispatcher_is_skipped_only_for_plain_tensors():
         pass
 
     assert not _library.plain_eager(plain.as_subclass(Special))
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):
