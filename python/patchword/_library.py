@@ -135,7 +135,9 @@ def refuse_dtype(*tensors: Tensor | None) -> str | None:
     """Why the compiled kernels cannot read these element types, or None."""
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in FLOAT_DTYPES:
-            return f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+            return (
+                f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+            )
     return None
 
 

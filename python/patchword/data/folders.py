@@ -6,14 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from patchword.data.io import printable
 from patchword.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tga .tif .tiff "
-    ".webp".split()
+    {
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl"),
+        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    }
 )
 
 
@@ -74,7 +76,7 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
             f"list_images: {printable(folder)} cannot be listed: {error.strerror}.", path=folder
         ) from error
     for name, is_folder in listed:
-        if not is_folder and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        if not is_folder and PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
             yield folder / name
     for name, is_folder in listed:
         if is_folder and (exclude is None or (folder / name).resolve() != exclude):

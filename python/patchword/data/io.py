@@ -215,8 +215,7 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
         pixels = np.rint(pixels * _UINT8_MAX).astype(np.uint8)
     elif pixels.dtype != np.uint8:
         raise DTypeError(
-            "read_image: pixels must be uint8, uint16, bool or floating point, "
-            f"got {pixels.dtype}."
+            f"read_image: pixels must be uint8, uint16, bool or floating point, got {pixels.dtype}."
         )
     if pixels.shape[2] == 4:
         return _upright_rgb(Image.fromarray(np.ascontiguousarray(pixels)))

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from patchword import viz
 from patchword.inference.atomic import write_image, write_json
+from patchword.inference.naming import slug
 from patchword.viz.canvas import fit
 from patchword.viz.masks import resize_image
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from patchword.structures import LocateResult, MatchResult
 
 SCHEMA_VERSION = 1
-_MAX_SLUG = 40
 _THUMBNAIL_BOX = (300, 420)
 
 
@@ -147,9 +145,3 @@ def _write_labels(path: Path, result: LocateResult) -> Path:
         return write_image(path, (result.labels + 1).astype(np.uint16))
     palette = np.vstack([np.zeros((1, 3), np.uint8), viz.phrase_colors(result.texts)])
     return write_image(path, (result.labels + 1).astype(np.uint8), palette=palette)
-
-
-def slug(text: str) -> str:
-    """Turn any text into a short file name of lower-case ASCII letters, digits and dashes."""
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:_MAX_SLUG].rstrip("-") or "x"

@@ -46,7 +46,7 @@ class Pen:
         self._image = Image.fromarray(canvas)
         self._draw = ImageDraw.Draw(self._image)
 
-    def text(  # noqa: PLR0913
+    def text(
         self,
         x: float,
         y: float,

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from patchword import __version__
+
 Color = tuple[int, int, int]
 
 INK: Color = (34, 34, 34)
@@ -71,7 +73,9 @@ def _candidates(start: int) -> Iterator[Color]:
     step = 0
     while True:
         hue = (start % 997 / 997 + step * _GOLDEN_RATIO) % 1
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.45 + 0.5 * (step % 2), 0.55 + 0.2 * (step % 3))
+        red, green, blue = colorsys.hsv_to_rgb(
+            hue, 0.45 + 0.5 * (step % 2), 0.55 + 0.2 * (step % 3)
+        )
         yield (round(red * 255), round(green * 255), round(blue * 255))
         step += 1
 
@@ -102,6 +106,4 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def footer_text() -> str:
     """Give the line in small grey type under every picture."""
-    from patchword import __version__
-
     return f"patchword {__version__}"
