@@ -178,7 +178,8 @@ def check_gradients(features: Tensor, points: Tensor, grad: Tensor, what: str, *
     ]
     out = sample_features(*got_in, backend="native", **options)
     got = torch.autograd.grad(out, got_in, grad)
-    assert got[0].dtype == features.dtype and got[0].stride() == torch.empty_like(features).stride()
+    assert got[0].dtype == features.dtype
+    assert got[0].stride() == torch.empty_like(features).stride()
     assert_gradient(got[0], want[0], f"{what}: features")
     assert_gradient(got[1], want[1], f"{what}: points", dtype=features.dtype)
 
@@ -297,7 +298,7 @@ def test_errors():
         sample_features(features, torch.rand(2, 5, 3))
     with pytest.raises(ShapeError, match="at least one cell"):
         sample_features(features[:, :, :0], points)
-    with pytest.raises(DTypeError, match="features must be floating point, got torch.int64"):
+    with pytest.raises(DTypeError, match=r"features must be floating point, got torch.int64"):
         sample_features(features.long(), points)
     with pytest.raises(DTypeError, match=r"points must be floating point, got torch.int64"):
         sample_features(features, points.long())
@@ -333,7 +334,8 @@ def test_registration():
         (grad, features, points, affine, 0, 0, False, True, True),
     )
     meta = sample_features(features.to("meta"), points.to("meta"))
-    assert meta.shape == (1, 70, 20) and meta.is_meta
+    assert meta.shape == (1, 70, 20)
+    assert meta.is_meta
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(sample_features(features, points), sample_features(features, points))
     assert explain("sample_features", features, points)["native"] is None

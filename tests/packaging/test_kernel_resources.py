@@ -79,8 +79,10 @@ def test_a_missing_library_gives_one_sentence(tmp_path):
         text=True,
         check=False,
     )
-    assert result.returncode == 3 and result.stdout == ""
-    assert result.stderr.count("\n") == 1 and "does not exist. Build it with" in result.stderr
+    assert result.returncode == 3
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "does not exist. Build it with" in result.stderr
 
 
 def test_instruction_patterns(script):

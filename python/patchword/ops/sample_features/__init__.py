@@ -132,7 +132,6 @@ def sample_features(
     affine = _affine(coordinates, stride, align_corners, width, height)
     chosen = _backends.choose("sample_features", refusals, backend, features, points)
     run = native.sample_features_native if chosen == "native" else sample_features_reference
-<<<<<<< HEAD
     return run(
         features,
         points,
@@ -142,6 +141,3 @@ def sample_features(
         align_corners=align_corners,
         normalize=normalize,
     )
-=======
-    return run(features, points, affine, mode=mode, padding=padding, align_corners=align_corners)
->>>>>>> cli

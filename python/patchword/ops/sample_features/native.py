@@ -47,7 +47,6 @@ def _forward(
     if points.dtype is not torch.float32:
         points = points.float()
     device, stream, threads = _library.runtime(features)
-<<<<<<< HEAD
     scratch, size = None, 0
     while True:
         size = C.sample_features_forward(
@@ -73,36 +72,6 @@ def _forward(
         if size == 0:
             return out
         scratch = torch.empty(size, dtype=torch.uint8)
-=======
-    points = points.float()
-    sizes = (batch, channels, height, width, count)
-    strides = features.stride()
-    scratch = None
-    if device == _library.CPU:
-        size = C.sample_features_workspace(threads, sizes, strides[1])
-        if size:
-            scratch = torch.empty(size, dtype=torch.uint8, device=features.device)
-    C.sample_features_forward(
-        device,
-        stream,
-        threads,
-        (
-            features.data_ptr(),
-            points.data_ptr(),
-            out.data_ptr(),
-            scratch.data_ptr() if scratch is not None else 0,
-        ),
-        DTYPE_TAGS[features.dtype],
-        mode,
-        padding,
-        align_corners,
-        sizes,
-        strides,
-        points.stride(),
-        affine,
-    )
-    return out
->>>>>>> cli
 
 
 def _fake_forward(
