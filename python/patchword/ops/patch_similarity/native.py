@@ -205,6 +205,9 @@ def _fill(
             threads, inputs, outputs & 64 != 0, options, sizes, strides
         )
         scratch = torch.empty(size, dtype=torch.uint8, device=patches.device)
+    elif group_offsets is not None:
+        shape = (batch, count, queries.shape[-2])
+        scratch = torch.empty(shape, dtype=torch.float32, device=patches.device)
     C.patch_similarity_forward(
         device,
         stream,
