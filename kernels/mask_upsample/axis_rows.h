@@ -3,14 +3,11 @@
 #pragma once
 
 #include "kernels/common/simd.h"
+#include "kernels/mask_upsample/interpolation_taps.h"
 #include "kernels/mask_upsample/mask_upsample_plan.h"
 
 namespace patchword {
 namespace PW_LEVEL {
-
-// Below this magnitude differences of two values cannot overflow, so `a + w (b - a)` may stand for
-// `(1 - w) a + w b`. Rows with larger values, infinities or NaN take the longer form.
-constexpr float kModerate = 1e37f;
 
 PW_INLINE VecF permute(VecF v, VecI lane) {
 #if defined(__AVX512F__)

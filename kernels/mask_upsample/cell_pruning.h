@@ -12,9 +12,6 @@
 namespace patchword {
 namespace PW_LEVEL {
 
-constexpr float kBilinearGuard = 32.0f / 16777216.0f;
-constexpr float kBicubicGuard = 256.0f / 16777216.0f;
-
 struct PruneBuffers {
   float* high;       // [live][pitch] upper bounds
   float* lowest;     // [pitch] largest lower bound over the classes, then the cutoff

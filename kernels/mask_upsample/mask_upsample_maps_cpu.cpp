@@ -77,8 +77,9 @@ class MapWorker {
       highest_ = splat(-__builtin_inff());
       for (int64_t cell = begin; cell < end; ++cell) mix_cell<true>(cell);
       low_ = reduce_min(lowest_);
-      const float span = reduce_max(highest_) - low_;
-      inverse_span_ = span > 0.0f ? 1.0f / span : 0.0f;
+      const float high = reduce_max(highest_), span = high - low_;
+      const float largest = -low_ > high ? -low_ : high;
+      inverse_span_ = span > kConstantSpan * largest ? 1.0f / span : 0.0f;
     }
     for (int64_t cell = begin; cell < end; ++cell) mix_cell<false>(cell);
   }

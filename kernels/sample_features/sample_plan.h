@@ -10,14 +10,14 @@
 
 namespace patchword {
 
-// A point with its corners settled (sample_point.h). `row[0]` is kNowhere when none counts.
+// A point with the corners that count (sample_point.h) and where it sorts to.
 struct PlannedPoint {
   float weight[4];
   int32_t column[4];
   uint8_t row[4];
+  int32_t count;
   uint32_t bucket;
 };
-constexpr uint8_t kNowhere = 2;
 
 // Channels of grad_features that one task adds up in float32: 32 keep a 56 x 56 map in L2.
 constexpr int64_t kGradientBlock = 32;

@@ -57,36 +57,40 @@ struct Strided {
   }
 };
 
-template <typename Reader>
-PW_INLINE VecF blend_chunk(const Reader& reader, const VecF (&w)[4], int64_t c, int n) {
+// A sum over `count` corners, known to be kCorners of them unless that is 0.
+template <int kCorners, typename Reader>
+PW_INLINE VecF blend_chunk(const Reader& reader, const VecF (&w)[4], int count, int64_t c, int n) {
   VecF sum = w[0] * reader.load(0, c, n);
-  for (int k = 1; k < 4; ++k) sum = fma(w[k], reader.load(k, c, n), sum);
+  for (int k = 1; k < (kCorners == 0 ? count : kCorners); ++k) {
+    sum = fma(w[k], reader.load(k, c, n), sum);
+  }
   return sum;
 }
 
-// out[0..channels) = the four vectors, weighted.
-template <typename Element, typename Reader>
-PW_INLINE void blend(const Reader& reader, const float (&weight)[4], int64_t channels,
+// out[0..channels) = the corners' vectors, weighted.
+template <typename Element, int kCorners, typename Reader>
+PW_INLINE void blend(const Reader& reader, const float (&weight)[4], int count, int64_t channels,
                      typename Element::Storage* out) {
   const VecF w[4] = {splat(weight[0]), splat(weight[1]), splat(weight[2]), splat(weight[3])};
   each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    store_chunk<Element>(out + c, blend_chunk(reader, w, c, n), n);
+    store_chunk<Element>(out + c, blend_chunk<kCorners>(reader, w, count, c, n), n);
   });
 }
 
 // The same divided by its norm; `vector` holds `channels` floats in between.
-template <typename Element, typename Reader>
-PW_INLINE void blend_normalized(const Reader& reader, const float (&weight)[4], int64_t channels,
-                                float* vector, typename Element::Storage* out) {
+template <typename Element, int kCorners, typename Reader>
+PW_INLINE void blend_normalized(const Reader& reader, const float (&weight)[4], int count,
+                                int64_t channels, float* vector, typename Element::Storage* out) {
   const VecF w[4] = {splat(weight[0]), splat(weight[1]), splat(weight[2]), splat(weight[3])};
   VecF squares{};
   each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    const VecF sum = blend_chunk(reader, w, c, n);
+    const VecF sum = blend_chunk<kCorners>(reader, w, count, c, n);
     squares = fma(sum, sum, squares);
     store_chunk<Float32>(vector + c, sum, n);
   });
   const float norm = __builtin_sqrtf(reduce_add(squares));
-  const VecF scale = splat(1.0f / (norm > kSampleNormEpsilon || norm != norm ? norm : kSampleNormEpsilon));
+  const bool short_vector = norm < kSampleNormEpsilon;  // false for NaN
+  const VecF scale = splat(1.0f / (short_vector ? kSampleNormEpsilon : norm));
   each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
     store_chunk<Element>(out + c, load_chunk<Float32>(vector + c, n) * scale, n);
   });

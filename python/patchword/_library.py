@@ -99,6 +99,8 @@ def plain_eager(*tensors: Tensor | None) -> bool:
             continue
         if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
             return False
+        if tensor.is_meta:
+            return False
         if grad and tensor.requires_grad:
             return False
     return True
@@ -133,7 +135,9 @@ def refuse_dtype(*tensors: Tensor | None) -> str | None:
     """Why the compiled kernels cannot read these element types, or None."""
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in FLOAT_DTYPES:
-            return f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+            return (
+                f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+            )
     return None
 
 

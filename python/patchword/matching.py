@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from patchword.alignment import (
     mutual_matches,
     pair_mean,
 )
-from patchword.backbones import Backbone, create_backbone, extract_features, to_uint8_image
+from patchword.backbones import Backbone, create_backbone, extract_features
+from patchword.backbones.base import input_size
+from patchword.data.io import read_image
 from patchword.errors import OptionError
 from patchword.geometry import (
     check_box,
@@ -31,7 +33,13 @@ from patchword.geometry import (
     warp_points,
 )
 from patchword.masks import guided_refine, upsample_map
-from patchword.structures import CorrespondenceField, FloatArray, MatchResult, PatchFeatures
+from patchword.structures import (
+    CorrespondenceField,
+    FloatArray,
+    ImageArray,
+    MatchResult,
+    PatchFeatures,
+)
 
 
 @dataclass(frozen=True)
@@ -101,12 +109,16 @@ class Matcher:
 
     def extract(self, image: Any) -> PatchFeatures:
         """Describe a picture once (path, PIL picture, array or tensor)."""
-        return extract_features(
-            self.backbone, to_uint8_image(image), max_size=self.options.max_size
-        )
+        picture = read_image(image)
+        return extract_features(self.backbone, picture, size=self._input_size(picture))
+
+    def _input_size(self, picture: ImageArray, enlarge: float = 1.0) -> tuple[int, int]:
+        """``(H, W)`` at which the backbone sees a picture."""
+        wanted = (round(picture.shape[0] * enlarge), round(picture.shape[1] * enlarge))
+        return input_size(wanted, self.options.max_size, self.backbone.multiple)
 
     @torch.inference_mode()
-    def match(self, image0: Any, image1: Any, *, box0: npt.ArrayLike | None = None) -> MatchResult:
+    def match(self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None) -> MatchResult:
         """Find what two pictures share.
 
         Args:
@@ -148,18 +160,33 @@ class Matcher:
         state, _ = self._prepare(image0, image1, None)
         return self._field(state)
 
+    @overload
+    def score(
+        self,
+        features0: PatchFeatures,
+        features1: PatchFeatures,
+        box0: npt.ArrayLike | None = None,
+    ) -> float: ...
+
+    @overload
+    def score(
+        self,
+        features0: PatchFeatures,
+        features1: Sequence[PatchFeatures],
+        box0: npt.ArrayLike | None = None,
+    ) -> FloatArray: ...
+
     @torch.inference_mode()
     def score(
         self,
         features0: PatchFeatures,
         features1: PatchFeatures | Sequence[PatchFeatures],
-        *,
         box0: npt.ArrayLike | None = None,
     ) -> float | FloatArray:
         """Cheap score in [0, 1] for ranking a gallery: how well patches of 0 are found in 1.
 
         Mean over the better half of the patches (inside the box) of their best similarity, after
-        taking away the mean descriptor of picture 0's surroundings; no search for maps.
+        taking away the mean descriptor of both pictures; no search for maps.
 
         Args:
             features0: Features of the query.
@@ -189,7 +216,7 @@ class Matcher:
 
     def _prepare(
         self, image0: Any, image1: Any, box0: npt.ArrayLike | None
-    ) -> tuple[_PairState, npt.NDArray[np.uint8]]:
+    ) -> tuple[_PairState, ImageArray]:
         """Features of both pictures (picture 0 cut to its box), and the maps between them."""
         features1 = self._with_pixels(image1)
         if box0 is None:
@@ -222,16 +249,14 @@ class Matcher:
             )
         return self.extract(image)
 
-    def _picture(self, image: Any) -> npt.NDArray[np.uint8]:
+    def _picture(self, image: Any) -> ImageArray:
         if isinstance(image, PatchFeatures):
             kept = self._with_pixels(image).image
             assert kept is not None
             return kept
-        return to_uint8_image(image)
+        return read_image(image)
 
-    def _extract_box(
-        self, image: npt.NDArray[np.uint8], box0: npt.ArrayLike
-    ) -> tuple[PatchFeatures, Tensor]:
+    def _extract_box(self, image: ImageArray, box0: npt.ArrayLike) -> tuple[PatchFeatures, Tensor]:
         """Describe the box with some surroundings, so that small things are seen large."""
         x0, y0, x1, y1 = check_box(box0, (image.shape[0], image.shape[1]))
         pad_x, pad_y = ((x1 - x0) * self.options.box_context, (y1 - y0) * self.options.box_context)
@@ -240,9 +265,7 @@ class Matcher:
         bottom = min(int(np.ceil(y1 + pad_y)), image.shape[0])
         cut = np.ascontiguousarray(image[top:bottom, left:right])
         enlarge = max(1.0, 0.5 * self.options.max_size / max(cut.shape[:2]))
-        features = extract_features(
-            self.backbone, cut, max_size=self.options.max_size, upscale=enlarge
-        )
+        features = extract_features(self.backbone, cut, size=self._input_size(cut, enlarge))
         inner = (x0 - left, y0 - top, x1 - left, y1 - top)
         return replace(features, origin=(float(left), float(top))), self._valid_patches(
             features, inner

@@ -140,7 +140,7 @@ def _fail(
     if flags.verbose and sys.exc_info()[0] is not None:
         traceback.print_exc(file=sys.stderr)
     complain(message)
-    if flags.json:
+    if flags.json and not flags.jsonl:
         error = {"type": kind, "message": message}
         print_line(json_line(envelope(name, None, notes, error)))
     return code

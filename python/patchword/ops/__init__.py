@@ -8,6 +8,16 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.correspondence import (
+    CycleConsistency,
+    Matches,
+    NearestNeighbors,
+    cycle_consistency,
+    dual_softmax_matches,
+    match_logsumexp,
+    mutual_nearest_neighbors,
+    nearest_neighbors,
+)
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
@@ -15,8 +25,16 @@ from patchword.ops.sample_features import sample_features
 __all__ = [
     "OPS",
     "Backend",
+    "CycleConsistency",
+    "Matches",
+    "NearestNeighbors",
+    "cycle_consistency",
+    "dual_softmax_matches",
     "explain",
     "explain_environment",
+    "match_logsumexp",
+    "mutual_nearest_neighbors",
+    "nearest_neighbors",
     "intersection_and_union",
     "mask_upsample",
     "PackedQueries",
@@ -29,6 +47,11 @@ __all__ = [
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "cycle_consistency": "correspondence",
+    "dual_softmax_matches": "correspondence",
+    "match_logsumexp": "correspondence",
+    "mutual_nearest_neighbors": "correspondence",
+    "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",

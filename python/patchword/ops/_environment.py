@@ -92,8 +92,6 @@ def explain_environment(ops: dict[str, str]) -> dict[str, Any]:
             "best_cpu_level": native.best_cpu_level() if native is not None else None,
         },
         "threads": torch.get_num_threads(),
-        "cuda_devices": [
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        ],
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "ops": table,
     }

@@ -189,7 +189,12 @@ def _assert_frobenius(actual: Tensor, oracle: Tensor, tolerance: float, what: st
 
 
 def assert_gradient(
-    actual: Tensor, oracle: Tensor, what: str, *, tf32: bool = False, dtype: torch.dtype | None = None
+    actual: Tensor,
+    oracle: Tensor,
+    what: str,
+    *,
+    tf32: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Gradients: relative Frobenius error by the dtype of the inputs (that of ``actual``)."""
     tolerance = 3e-3 if tf32 else _GRADIENT[dtype if dtype is not None else actual.dtype]

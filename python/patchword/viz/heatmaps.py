@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from patchword.viz import canvas
 from patchword.viz.canvas import LINE_PX, MARGIN, SMALL_PX, TEXT_PX, Pen, one_line
-from patchword.viz.masks import overlay_labels, resize_image, resize_labels, resize_mask
+from patchword.viz.masks import (
+    overlay_labels,
+    present_labels,
+    resize_image,
+    resize_labels,
+    resize_mask,
+)
 from patchword.viz.style import GREY, INK, font, footer_text, phrase_colors, viridis
 
 if TYPE_CHECKING:
@@ -164,7 +170,7 @@ def _legend(
     edges: tuple[int, int],
 ) -> None:
     left, right = edges
-    present = set(np.unique(result.labels).tolist())
+    present = set(present_labels(result.labels))
     line = MARGIN + 10
     pen.text(left, line, "phrase", size=SMALL_PX, color=GREY)
     pen.text(right, line, "score", size=SMALL_PX, color=GREY, anchor="rm")

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _PANEL_BOX = (560, 760)
 _CAPTION_PX = 66
-_MAX_LINES = 40
-# Lines closer to a better one than this share of the picture's diagonal only hide it.
-_MIN_SPACING = 0.035
+_MAX_LINES = 32
+# Lines that start closer to a better one than this share of the picture's diagonal only hide it.
+_MIN_SPACING = 0.025
 _BLANK = 225
 _SUBPIXEL_BITS = 4
 
@@ -50,7 +50,7 @@ def match_overlay(result: MatchResult, *, max_lines: int = _MAX_LINES) -> NDArra
         result.matches[chosen, 2 * side : 2 * side + 2] * scales[side] + (lefts[side], tops[side])
         for side in (0, 1)
     ]
-    low, high = _score_range(result.match_scores)
+    low, high = _score_range(result.match_scores[chosen])
     colors = viridis((result.match_scores[chosen] - low) / (high - low))
     _draw_lines(picture, ends[0], ends[1], colors)
 
@@ -83,7 +83,7 @@ def match_figure(result: MatchResult) -> Figure:
         ax.imshow(overlay_mask(image, mask, SHARED, quiet=True), extent=(0, width, height, 0))
         ax.set_axis_off()
     chosen = spread_matches(result, _MAX_LINES)
-    low, high = _score_range(result.match_scores)
+    low, high = _score_range(result.match_scores[chosen])
     norm = Normalize(low, high)
     for (x0, y0, x1, y1), score in zip(
         result.matches[chosen], result.match_scores[chosen], strict=True
@@ -108,8 +108,11 @@ def spread_matches(result: MatchResult, limit: int) -> NDArray[np.int64]:
     order = np.argsort(-result.match_scores, kind="stable")
     if not len(order):
         return order
-    spacing = _MIN_SPACING * float(np.hypot(*result.mask0.shape))
     starts = result.matches[:, :2]
+    # Just wide enough that the lines cover the whole region that has matches.
+    covered = float(np.prod(np.ptp(starts, axis=0)))
+    least = _MIN_SPACING * float(np.hypot(*result.mask0.shape))
+    spacing = max(least, 0.8 * float(np.sqrt(covered / limit)))
     kept: list[int] = []
     for index in order:
         if not kept or np.hypot(*(starts[kept] - starts[index]).T).min() >= spacing:

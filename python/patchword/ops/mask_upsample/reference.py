@@ -9,10 +9,11 @@ from torch import Tensor
 # The kinds of output that have the shape of the upsampled maps.
 MAP_OUTPUTS = ("logits", "sigmoid", "softmax", "minmax", "binary")
 
+# A map whose values spread less than this, relative to the largest, is constant up to rounding.
+CONSTANT_SPAN = 4e-6
 
-def upsample(
-    logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool
-) -> Tensor:
+
+def upsample(logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool) -> Tensor:
     """``[B, C, H, W]`` in float64 for float64 maps, else in float32."""
     batch, channels = logits.shape[:2]
     if batch * channels * size[0] * size[1] == 0:
@@ -41,9 +42,9 @@ def _minmax(values: Tensor, region: Tensor | None) -> Tensor:
     low = torch.where(counted, values, torch.inf).amin((2, 3), keepdim=True)
     high = torch.where(counted, values, -torch.inf).amax((2, 3), keepdim=True)
     span = high - low
-    positive = span > 0
-    scaled = (values - low) / torch.where(positive, span, 1.0)
-    return torch.where(positive | values.isnan(), scaled, 0.0)
+    varies = span > CONSTANT_SPAN * torch.maximum(low.abs(), high.abs())
+    scaled = (values - low) / torch.where(varies, span, 1.0)
+    return torch.where(varies | values.isnan(), scaled, 0.0)
 
 
 def finish_maps(
@@ -62,7 +63,9 @@ def finish_maps(
     """
     live = _per_class(class_mask, values)
     if output == "binary":
-        limit = _per_class(threshold.float(), values) if isinstance(threshold, Tensor) else threshold
+        limit = (
+            _per_class(threshold.float(), values) if isinstance(threshold, Tensor) else threshold
+        )
         out = values > limit
     elif output == "sigmoid":
         out = torch.sigmoid(values * scale)

@@ -105,7 +105,9 @@ def _check_tensors(patches: Tensor, queries: Tensor) -> None:
         )
     for name, tensor in (("patches", patches), ("queries", queries)):
         if not tensor.is_floating_point():
-            raise DTypeError(f"patch_similarity: {name} must be floating point, got {tensor.dtype}.")
+            raise DTypeError(
+                f"patch_similarity: {name} must be floating point, got {tensor.dtype}."
+            )
     _check_device("queries", queries, patches)
 
 

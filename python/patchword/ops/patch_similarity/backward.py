@@ -15,7 +15,9 @@ def _norms(vectors: Tensor, cosine: bool, eps: float) -> tuple[Tensor, Tensor | 
     return 1 / norm.clamp_min(eps), norm > eps
 
 
-def _through_norm(gradient: Tensor, vectors: Tensor, inverse: Tensor, free: Tensor | None) -> Tensor:
+def _through_norm(
+    gradient: Tensor, vectors: Tensor, inverse: Tensor, free: Tensor | None
+) -> Tensor:
     """Gradient in ``v`` from the gradient in ``v / max(|v|, eps)``."""
     if free is None:
         return gradient
@@ -31,7 +33,7 @@ def _logits_of_prompts(
 
 
 def _group_index(order: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
-    """Class of every prompt, ``num_classes`` for prompts of no class. ``[C]``"""
+    """Class of every prompt, ``num_classes`` for prompts of no class."""
     position = torch.arange(order.shape[0], device=order.device)
     ranked = torch.searchsorted(offsets, position, right=True) - 1
     ranked = torch.where((ranked < 0) | (position >= offsets[-1]), num_classes, ranked)
@@ -41,7 +43,7 @@ def _group_index(order: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
 def _reduce(
     z: Tensor, take_part: Tensor, group: Tensor, num_classes: int, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class logits ``[B, N, G]``, classes that take part, and each prompt's share of the gradient."""
+    """Class logits ``[B, N, G]``, classes that take part, each prompt's share of the gradient."""
     index = torch.where(take_part, group, num_classes)  # [B or 1, 1, C]
     index = index.expand_as(z)
     shape = (*z.shape[:2], num_classes + 1)
@@ -120,8 +122,10 @@ def similarity_backward(
     z: Tensor | None = None
     grouped = group_order is not None and group_offsets is not None
     needs_softmax = "softmax" in gradients or "logsumexp" in gradients
-    if grouped or (needs_softmax and "softmax" not in saved) or (
-        "sigmoid" in gradients and "sigmoid" not in saved
+    if (
+        grouped
+        or (needs_softmax and "softmax" not in saved)
+        or ("sigmoid" in gradients and "sigmoid" not in saved)
     ):
         z = _logits_of_prompts(x, w, scale, bias, cosine, eps)
     if group_order is not None and group_offsets is not None and z is not None:

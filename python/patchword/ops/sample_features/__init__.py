@@ -118,9 +118,7 @@ def sample_features(
             f"got {coordinates!r}."
         )
     if mode not in native.MODES:
-        raise OptionError(
-            f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.'
-        )
+        raise OptionError(f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.')
     if padding not in native.PADDINGS:
         raise OptionError(
             f'sample_features: padding must be "zeros", "border" or "reflection", got {padding!r}.'
@@ -130,6 +128,7 @@ def sample_features(
     affine = _affine(coordinates, stride, align_corners, features.shape[3], features.shape[2])
     chosen = _backends.choose("sample_features", refusals, backend, features, points)
     run = native.sample_features_native if chosen == "native" else sample_features_reference
+<<<<<<< HEAD
     return run(
         features,
         points,
@@ -139,3 +138,6 @@ def sample_features(
         align_corners=align_corners,
         normalize=normalize,
     )
+=======
+    return run(features, points, affine, mode=mode, padding=padding, align_corners=align_corners)
+>>>>>>> cli

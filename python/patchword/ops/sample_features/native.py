@@ -21,8 +21,9 @@ _MAX_SIDE = 2**24
 
 def refuse(features: Tensor, points: Tensor) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
-    if features.dtype not in DTYPE_TAGS or max(features.shape[2:]) > _MAX_SIDE:
-        return _library.refuse_dtype(features) or "a map has more than 2^24 cells along an axis"
+    _, _, height, width = features.shape
+    if height > _MAX_SIDE or width > _MAX_SIDE:
+        return "the map has more than 2^24 cells along an axis"
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
@@ -43,6 +44,7 @@ def _forward(
     if points.dtype is not torch.float32:
         points = points.float()
     device, stream, threads = _library.runtime(features)
+<<<<<<< HEAD
     scratch, size = None, 0
     while True:
         size = C.sample_features_forward(
@@ -68,6 +70,36 @@ def _forward(
         if size == 0:
             return out
         scratch = torch.empty(size, dtype=torch.uint8)
+=======
+    points = points.float()
+    sizes = (batch, channels, height, width, count)
+    strides = features.stride()
+    scratch = None
+    if device == _library.CPU:
+        size = C.sample_features_workspace(threads, sizes, strides[1])
+        if size:
+            scratch = torch.empty(size, dtype=torch.uint8, device=features.device)
+    C.sample_features_forward(
+        device,
+        stream,
+        threads,
+        (
+            features.data_ptr(),
+            points.data_ptr(),
+            out.data_ptr(),
+            scratch.data_ptr() if scratch is not None else 0,
+        ),
+        DTYPE_TAGS[features.dtype],
+        mode,
+        padding,
+        align_corners,
+        sizes,
+        strides,
+        points.stride(),
+        affine,
+    )
+    return out
+>>>>>>> cli
 
 
 def _fake_forward(
