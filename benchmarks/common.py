@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 Run = Callable[[], Any]
@@ -106,6 +106,17 @@ def summarize(seconds: Sequence[float]) -> Summary:
         else [seconds[0]] * 3
     )
     return Summary(len(seconds), middle, low, high, min(seconds))
+
+
+def count_bytes(result: Any) -> int:
+    """Return the bytes of the tensors and arrays in a result, which may be nested."""
+    if hasattr(result, "nbytes"):
+        return int(result.nbytes)
+    if isinstance(result, (list, tuple)):
+        return sum(count_bytes(part) for part in result)
+    if is_dataclass(result):
+        return sum(count_bytes(part) for part in vars(result).values())
+    return 0
 
 
 def set_threads(threads: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import NotAvailable, Run, Sample
+from benchmarks.common import NotAvailable, Run, Sample, count_bytes
 
 
 def require_cuda() -> None:
@@ -51,16 +51,13 @@ class CudaTimer:
 
 
 def peak_of_call(run: Run) -> tuple[int, int]:
-    """Return (peak extra device bytes during the call, bytes that its result keeps)."""
+    """Return (peak extra device bytes during the call, bytes of its result)."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = run()
     torch.cuda.synchronize()
-    kept = torch.cuda.memory_allocated() - before
-    peak = torch.cuda.max_memory_allocated() - before
-    del result
-    return peak, kept
+    return torch.cuda.max_memory_allocated() - before, count_bytes(result)
 
 
 def count_launches(run: Run) -> int:

@@ -251,7 +251,7 @@ def _sample_all(candidates: list[Candidate], session: Session) -> None:
         measure = candidate.measure
         assert measure is not None
         plans.append(make_plan(_estimate(candidate, measure, session), session.quick))
-        candidate.loops = plans[-1].loops
+        candidate.loops = plans[-1].loops if session.device == "cpu" else 1
     for warm_cache in (False, True) if session.device == "cuda" else (False,):
         taken: list[list[float]] = [[] for _ in live]
         for index in interleave([plan.samples for plan in plans]):

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import NotAvailable, Run, set_threads
+from benchmarks.common import NotAvailable, Run, count_bytes, set_threads
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -46,7 +46,7 @@ def available_bytes() -> int:
 
 
 def peak_of_call(run: Run) -> tuple[int, int]:
-    """Return (peak extra bytes during the call, bytes that its result keeps).
+    """Return (peak extra bytes during the call, bytes of its result).
 
     Raises:
         NotAvailable: the system does not let a process reset its high-water mark.
@@ -60,9 +60,7 @@ def peak_of_call(run: Run) -> tuple[int, int]:
         raise NotAvailable("cannot reset the peak in /proc/self/clear_refs") from error
     before = read_status("VmRSS")
     result = run()
-    peak, after = read_status("VmHWM"), read_status("VmRSS")
-    del result
-    return max(0, peak - before), max(0, after - before)
+    return max(0, read_status("VmHWM") - before), count_bytes(result)
 
 
 def _without_gradients() -> AbstractContextManager[Any]:
@@ -111,7 +109,7 @@ class MemoryTemplate:
     def measure(
         self, build: Callable[[Any], Run], small: dict[str, Any] | None, full: dict[str, Any]
     ) -> tuple[int, int]:
-        """Return (peak extra bytes, kept bytes) of ``build(full)()``.
+        """Return (peak extra bytes, bytes of the result) of ``build(full)()``.
 
         Args:
             build: top-level function or partial of one that returns the call.

@@ -41,7 +41,8 @@ edit neither the tables nor the list of losses by hand. `make bench` (or
   `OPENBLAS_CORETYPE` once, when it is loaded. The call is timed inside the helper, without the
   transfer. "SkylakeX" rows need AVX-512.
 - **Compiled peers** have static shapes and the row's thread count in their code; compile time
-  (from an empty cache) is apart. `torch.inference_mode` holds for everything.
+  (from a cache that is empty when the run starts) is apart. `torch.inference_mode` holds for
+  everything.
 - **Ceilings** are probed in the same run: a 256 MB copy and a 2048 x 2048 float32 product, the
   best of torch and OpenBLAS. "% of ceiling" is the larger of the two shares; GB/s and GFLOP/s come
   from the formula below each table, not from counters. Work that an algorithm skips still counts,
@@ -124,7 +125,8 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
         f"## patchword {version}, {data['device']}, {facts['cpu']}",
         "",
         f"{facts['date']}, commit `{facts['commit']}`{dirty}; "
-        f"{facts['logical_cpus']} logical CPUs; {versions}; torch CPU capability {facts['torch_cpu_capability']}; patchword core "
+        f"{facts['logical_cpus']} logical CPUs; {versions}; "
+        f"torch CPU capability {facts['torch_cpu_capability']}; patchword core "
         f"{facts['patchword'].get('cpu_level', facts['patchword'].get('core'))}; load average "
         f"{facts['load_average'][0]} before, {facts['load_average_after'][0]} after.",
         "",

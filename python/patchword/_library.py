@@ -87,11 +87,12 @@ def register(
 
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher can be skipped: no gradient, trace, mode or tensor subclass."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
         return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
@@ -188,7 +189,7 @@ def simulate_cuda(library: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_level(name: str) -> Iterator[None]:
-    """Force a CPU level (``generic``, ``avx2``, ``avx512``, ``avx512_bf16``, ``auto``) for a while."""
+    """Force a CPU level for a while: ``generic``, ``avx2``, ``avx512``, ``avx512_bf16``, ``auto``."""
     if C is None:
         raise RuntimeError(f"cpu_level: needs the compiled module: {missing_reason}.")
     before = C.cpu_level()
