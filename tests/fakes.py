@@ -97,7 +97,7 @@ class FakeReport:
     protocol: str = "fake"
 
     def save(self, folder: Any) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text("{}")
 
 

@@ -213,6 +213,19 @@ def test_unwritable_output(call: Call, words: tuple[str, ...], out: str) -> None
     assert Path("file").read_text() == "precious"
 
 
+def test_unwritable_report_is_noticed_before_measuring(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr(sys.modules["patchword.evaluation"], "evaluate_match", measure)
+    Path("file").touch()
+    code, _, err = call("evaluate", "match", "--data", ".", "-o", "file/report")
+    assert code == 1
+    assert_one_sentence(err, "cannot be written: Not a directory")
+
+
 @pytest.mark.parametrize(("text", "length"), [("", 0), ("   ", 0), ("x" * 10_000, 10_000)])
 def test_phrase_length(call: Call, text: str, length: int) -> None:
     code, out, err = call("locate", "good.png", "--text", text, "-o", "out")

@@ -18,6 +18,7 @@ from patchword.cli.common import CommonFlags, Outcome
 from patchword.data.folders import is_folder
 from patchword.data.io import printable
 from patchword.errors import ConfigError, DatasetError
+from patchword.inference.atomic import make_folder
 
 if TYPE_CHECKING:
     from patchword.evaluation import EvaluationReport
@@ -83,6 +84,9 @@ class _Evaluate(CommonFlags):
         if self.dry_run:
             result: dict[str, object] = {"dry_run": True, "data": str(self.data)}
             return Outcome(result, f"would measure on {printable(self.data)}")
+        if self.output is not None:
+            # Before the measurement, which may take long, and not after it.
+            make_folder(self.output)
         with self.computing():
             report = self.measure()
         if self.output is not None:
