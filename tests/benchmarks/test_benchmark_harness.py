@@ -16,7 +16,7 @@ from benchmarks.measure import Session, measure_row
 from benchmarks.memory import MemoryTemplate
 from benchmarks.ops.correspondence import descriptors, match_gate
 from benchmarks.peers import blas, eager
-from benchmarks.registry import Peer, Row, Target, all_rows, select_rows
+from benchmarks.registry import EACH_ALONE, Peer, Row, Target, all_rows, select_rows
 from benchmarks.result import losses, row_record
 
 PROBE = {"copy_gbs": 10.0, "ceiling_gflops": 50.0}
@@ -183,7 +183,8 @@ def test_rows_have_unique_names_and_reachable_targets():
         names = {peer.name for peer in row.peers}
         assert len(names) == len(row.peers)
         for target in row.targets:
-            assert set(target.against) <= names
+            known = names | ({EACH_ALONE} if row.kind == "sharing" else set())
+            assert set(target.against) <= known
 
 
 def test_unknown_selection_is_refused():
