@@ -90,16 +90,15 @@ def _plain_names(mangled: list[str]) -> dict[str, str]:
     text = subprocess.run(
         [tool], input="\n".join(mangled), capture_output=True, text=True, check=True
     ).stdout
-    for key, name in zip(mangled, text.splitlines(), strict=True):
-        name = re.sub(r"\(anonymous namespace\)::|\bpatchword::(\w+::)*", "", name)
-        name = re.sub(r"_GLOBAL__N__\w+::", "", name)
-        depth = 0
-        for end, letter in enumerate(name):
+    for key, full in zip(mangled, text.splitlines(), strict=True):
+        name = re.sub(r"\(anonymous namespace\)::|\bpatchword::(\w+::)*", "", full)
+        depth, end = 0, len(name)
+        for at, letter in enumerate(name):
             depth += {"<": 1, ">": -1}.get(letter, 0)
             if letter == "(" and depth == 0:
-                name = name[:end]
+                end = at
                 break
-        names[key] = name.removeprefix("void ")
+        names[key] = name[:end].removeprefix("void ")
     return names
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 import zlib
@@ -186,10 +187,10 @@ def test_empty_folder(call: Call, words: tuple[str, ...]) -> None:
 def test_missing_folder(call: Call) -> None:
     code, _, err = call("match", "good.png", "--gallery", "none")
     assert code == 1
-    assert_one_sentence(err, "none does not exist")
+    assert_one_sentence(err, "none is not a folder")
     code, _, err = call("evaluate", "match", "--data", "none")
     assert code == 1
-    assert_one_sentence(err, "none does not exist")
+    assert_one_sentence(err, "none is not a folder")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +260,7 @@ def test_names_that_collide_or_bite(call: Call) -> None:
         "-o.png",
         "CON.png",
         "a" * 240 + ".png",
+        os.fsdecode(b"\xff\xfe.png"),
     ]
     for index, name in enumerate(names):
         path = Path("photos") / name

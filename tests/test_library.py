@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchword import _library
 
@@ -20,7 +21,7 @@ needs_native = pytest.mark.skipif(_library.C is None, reason=_library.missing_re
 def dynamic_section(path: Path) -> list[str]:
     """DT_NEEDED names of an ELF file, read without binutils."""
     data = path.read_bytes()
-    assert data[:4] == b"\x7fELF" and data[4] == 2, f"{path} is no 64-bit ELF file"
+    assert data[:5] == b"\x7fELF\x02", f"{path} is no 64-bit ELF file"
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], "little")
@@ -99,16 +100,17 @@ def test_levels_are_forced_and_given_back():
     with _library.cpu_level("generic"):
         assert _library.C.cpu_level() == "generic"
     assert _library.C.cpu_level() == before
-    with pytest.raises(ValueError, match="cpu_level: sse9 cannot be used: the levels are"):
-        with _library.cpu_level("sse9"):
-            pass
+    wrong = pytest.raises(ValueError, match="cpu_level: sse9 cannot be used: the levels are")
+    with wrong, _library.cpu_level("sse9"):
+        pass
     assert _library.C.cpu_level() == before
 
 
 @needs_native
 def test_build_info_says_what_was_built():
     info = _library.C.build_info()
-    assert info["version"] and info["compiler"]
+    assert info["version"]
+    assert info["compiler"]
     assert "generic" in info["cpu_levels"].split(",")
     assert re.match(r"on \(|off \(", info["cuda"])
 
@@ -120,9 +122,9 @@ def test_simulation_ends_with_its_block(simt):
 
 @needs_native
 def test_simulation_of_a_missing_library_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="cannot be loaded"):
-        with _library.simulate_cuda(tmp_path / "absent.so"):
-            pass
+    wrong = pytest.raises(RuntimeError, match="cannot be loaded")
+    with wrong, _library.simulate_cuda(tmp_path / "absent.so"):
+        pass
     assert _library.runtime(torch.zeros(1))[0] == _library.CPU
 
 
@@ -138,7 +140,6 @@ def test_dispatcher_is_skipped_only_for_plain_tensors():
         pass
 
     assert not _library.plain_eager(plain.as_subclass(Special))
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "csrc/common/runtime.h"
+#include "kernels/correspondence/match_cuda_plan.h"
 
 namespace py = pybind11;
 
@@ -111,12 +112,18 @@ int64_t workspace(int threads, const Sizes& sizes, int64_t k) {
   return match_table().workspace(p, threads);
 }
 
+int64_t cuda_workspace(const Sizes& sizes, int dtype, bool sums) {
+  const bool split = static_cast<DType>(dtype) == DType::kFloat32;
+  return match_cuda_plan(sizes[0], sizes[1], sizes[2], sizes[3], split, sums).bytes;
+}
+
 }  // namespace
 
 void bind_correspondence(py::module_& module) {
   module.def("match_best", &best);
   module.def("match_logsumexp", &logsumexp);
   module.def("match_workspace", &workspace);
+  module.def("match_cuda_workspace", &cuda_workspace);
 }
 
 }  // namespace patchword::bindings

@@ -116,8 +116,10 @@ inline void pack_descriptors(const PackPlan& plan, int64_t row0, float* panel, i
       load_transposed<Element>(source + g * kLanes * side.stride[1], side.stride, rows - g * kLanes,
                                d0, dim, lanes);
       float* at = panel + d0 * Width + g * kLanes;
+      // Elements beyond `dim` are 0. Fully unrolled, or the compiler would round the squares first.
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) sums[g] = fma(lanes[j], lanes[j], sums[g]);
       for (int j = 0; j < n; ++j) {
-        sums[g] = fma(lanes[j], lanes[j], sums[g]);
         if constexpr (Width % kLanes == 0) {
           store(at + j * Width, lanes[j]);
         } else {

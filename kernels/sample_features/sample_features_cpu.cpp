@@ -46,7 +46,8 @@ void plan_points(const SampleFeaturesParams& p, int threads, int shift, int64_t 
         point.column[k] = corners.column[k];
         point.row[k] = corners.row[k];
       }
-      point.bucket = static_cast<uint32_t>(taps.y.cell[0] * row_buckets + (taps.x.cell[0] >> shift));
+      point.bucket =
+          static_cast<uint32_t>(taps.y.cell[0] * row_buckets + (taps.x.cell[0] >> shift));
       if (++m == p.num_points) {
         m = 0;
         ++b;
@@ -118,8 +119,8 @@ void visit_sorted(const SampleFeaturesParams& p, const SamplePlan& plan, Action&
               if (held[wanted & 1] == wanted) continue;
               held[wanted & 1] = wanted;
               fill_panel<Element>(map + c0 * p.features_stride[1] + wanted * p.features_stride[2],
-                                  p.features_stride[1], p.features_stride[3], p.width, count,
-                                  pitch, panel + (wanted & 1) * p.width * pitch);
+                                  p.features_stride[1], p.features_stride[3], p.width, count, pitch,
+                                  panel + (wanted & 1) * p.width * pitch);
             }
             const Window<Float32> window = {
                 {panel + (y & 1) * p.width * pitch, panel + (below & 1) * p.width * pitch}, pitch};

@@ -102,9 +102,10 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_rows(const SampleFeaturesParams
 // A block reads kTile points, points in lanes so that neighbours share cache lines of a plane, and
 // writes them through a transposing tile with channels in lanes. Any strides.
 template <class T>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_planar(const SampleFeaturesParams p, int64_t span) {
-  PW_SHARED(float, tile, kTile * (kTile + 1));
-  PW_SHARED(float, norms, kWarps * kTile);
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
+    sample_planar(const SampleFeaturesParams p, int64_t span) {
+  PW_SHARED(float, tile, kTile*(kTile + 1));
+  PW_SHARED(float, norms, kWarps* kTile);
   const int lane = static_cast<int>(simt::lane_id());
   const int warp = static_cast<int>(simt::warp_id());
   const int64_t tiles = simt::ceil_div<int64_t>(p.num_points, kTile);
@@ -232,8 +233,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
 
 // A warp per point: products of grad_out with the four corners, then differences.
 template <class T>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
-    gradient_of_points(const SampleFeaturesBackwardParams q) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) gradient_of_points(const SampleFeaturesBackwardParams q) {
   const SampleFeaturesParams& p = q.forward;
   const int lane = static_cast<int>(simt::lane_id());
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + simt::warp_id();

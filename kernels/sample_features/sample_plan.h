@@ -43,8 +43,7 @@ PW_PORTABLE SamplePlan sample_plan(const SampleFeaturesParams& p, int threads) {
   SamplePlan plan{};
   const int64_t total = p.batch * p.num_points;
   // About 0.1 ns per channel and corner once the map is in cache.
-  plan.threads =
-      useful_threads(threads, total, 0.5 * static_cast<double>(total * p.channels));
+  plan.threads = useful_threads(threads, total, 0.5 * static_cast<double>(total * p.channels));
   // Sorting pays once vectors are long enough and rows are shared by several points.
   plan.sorted = p.channels >= 16 && p.num_points >= 64 && p.num_points >= 2 * p.height &&
                 p.num_points < (int64_t{1} << 31);

@@ -42,7 +42,9 @@ struct Window {
 template <typename Source>
 struct Rows {
   const typename Source::Storage* corner[4];
-  PW_INLINE VecF load(int k, int64_t c, int n) const { return load_chunk<Source>(corner[k] + c, n); }
+  PW_INLINE VecF load(int k, int64_t c, int n) const {
+    return load_chunk<Source>(corner[k] + c, n);
+  }
 };
 
 // The same with any distance between channels.
@@ -109,8 +111,9 @@ PW_INLINE void add_dots(const Reader& reader, const typename Element::Storage* g
 }
 
 #if PW_VECTOR_BYTES == 64
-#define PW_LANE_LIST(f) \
-  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#define PW_LANE_LIST(f)                                                                          \
+  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), \
+      f(15)
 #elif PW_VECTOR_BYTES == 32
 #define PW_LANE_LIST(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
 #else
@@ -120,8 +123,8 @@ PW_INLINE void add_dots(const Reader& reader, const typename Element::Storage* g
 // Swaps the off-diagonal kBit x kBit blocks of a pair of rows: one step of a transposition.
 template <int kBit>
 PW_INLINE void swap_blocks(VecF& a, VecF& b) {
-#define PW_LOW(lane) ((lane)&kBit) ? kLanes + ((lane)-kBit) : (lane)
-#define PW_HIGH(lane) ((lane)&kBit) ? kLanes + (lane) : ((lane) + kBit)
+#define PW_LOW(lane) ((lane) & kBit) ? kLanes + ((lane) - kBit) : (lane)
+#define PW_HIGH(lane) ((lane) & kBit) ? kLanes + (lane) : ((lane) + kBit)
   const VecF low = __builtin_shufflevector(a, b, PW_LANE_LIST(PW_LOW));
   b = __builtin_shufflevector(a, b, PW_LANE_LIST(PW_HIGH));
   a = low;
@@ -142,9 +145,8 @@ PW_INLINE void transpose(VecF (&rows)[kLanes]) { transpose_step<kLanes / 2>(rows
 
 // panel[x * pitch + c] = row[c * channel_stride + x * column_stride] for whole map rows.
 template <typename Element>
-void fill_panel(const typename Element::Storage* row, int64_t channel_stride,
-                int64_t column_stride, int64_t width, int64_t channels, int64_t pitch,
-                float* panel) {
+void fill_panel(const typename Element::Storage* row, int64_t channel_stride, int64_t column_stride,
+                int64_t width, int64_t channels, int64_t pitch, float* panel) {
   const int64_t columns = column_stride == 1 ? width / kLanes * kLanes : 0;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {

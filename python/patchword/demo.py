@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job on the pictures that ship with the package: ``python -m patchword.demo [FOLDER]``."""
+"""The main job on the pictures that ship: ``python -m patchword.demo [FOLDER]``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PICTURES = Path(__file__).parent / "assets" / "demo"
 
 def main() -> int:
     """Match the demo pair, locate the demo phrases, and print where the results lie."""
-    from patchword import locate, match  # noqa: PLC0415 - torch is imported after the first line
-    from patchword.data.io import read_image  # noqa: PLC0415
+    from patchword import locate, match
+    from patchword.data.io import read_image
 
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output")
     image0, image1 = PICTURES / "pair0.jpg", PICTURES / "pair1.jpg"
@@ -21,8 +21,9 @@ def main() -> int:
     result = match(read_image(image0), read_image(image1))
     files = result.save(folder / "match")
     seconds = time.perf_counter() - start
-    print(f"match  {image0.name} and {image1.name}: {len(result.matches)} correspondences, ", end="")
-    print(f"score {result.score:.2f}, {seconds:.1f} s\n       picture: {files['overlay']}")
+    print(f"match  {image0.name} and {image1.name}, {seconds:.1f} s")
+    print(f"       {len(result.matches)} correspondences, score {result.score:.2f}")
+    print(f"       picture: {files['overlay']}")
 
     phrases = (PICTURES / "phrases.txt").read_text(encoding="utf-8").split("\n")
     phrases = [phrase for phrase in phrases if phrase]

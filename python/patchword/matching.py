@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchword import ops
 from patchword.alignment import (
     Aligner,
     Alignment,
@@ -133,6 +134,16 @@ class Matcher:
             OptionError: The box lies outside the picture.
             DatasetError: A file cannot be read.
         """
+        return self.match_dense(image0, image1, box0)[0]
+
+    @torch.inference_mode()
+    def match_dense(
+        self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None
+    ) -> tuple[MatchResult, CorrespondenceField]:
+        """As :meth:`match`, with the dense field that the result was drawn from.
+
+        With a box the field covers the part of picture 0 around it, in pixels of that part.
+        """
         state, whole0 = self._prepare(image0, image1, box0)
         region0, region1 = self._regions(state)
         mask0 = self._mask(region0, state.features0)
@@ -144,7 +155,7 @@ class Matcher:
         height, width = whole0.shape[:2]
         full0 = np.zeros((height, width), dtype=np.float32)
         full0[y : y + mask0.shape[0], x : x + mask0.shape[1]] = mask0
-        return MatchResult(
+        result = MatchResult(
             mask0=full0,
             mask1=mask1,
             matches=matches,
@@ -153,6 +164,7 @@ class Matcher:
             image0=whole0,
             image1=state.features1.image,
         )
+        return result, found
 
     @torch.inference_mode()
     def correspond(self, image0: Any, image1: Any) -> CorrespondenceField:
@@ -210,7 +222,7 @@ class Matcher:
         mean = torch.cat([tokens0, tokens1]).mean(dim=0)
         wanted = F.normalize(tokens0[valid0] - mean, dim=1)
         offered = F.normalize(tokens1 - mean, dim=1)
-        best = (wanted @ offered.T).amax(dim=1).clamp(min=0)
+        best = ops.nearest_neighbors(wanted, offered).scores.clamp(min=0)
         half = max(1, len(best) // 2)
         return float(best.topk(half).values.mean())
 
@@ -292,11 +304,10 @@ class Matcher:
     def _field(self, state: _PairState) -> CorrespondenceField:
         """Each patch takes its own best match, or the place a proven map gives it."""
         stride, grid0, grid1 = self.backbone.stride, state.features0.grid, state.features1.grid
-        flat0, flat1 = state.maps0.flatten(1).T, state.maps1.flatten(1).T
-        similarity, index = (flat0 @ flat1.T).max(dim=1)
+        nearest = ops.nearest_neighbors(_rows(state.maps0), _rows(state.maps1))
         centers0 = patch_centers(grid0, stride)
-        points1 = patch_centers(grid1, stride)[index.cpu().numpy()]
-        similarity = similarity.reshape(grid0)
+        points1 = patch_centers(grid1, stride)[nearest.indices.cpu().numpy()]
+        similarity = nearest.scores.reshape(grid0)
         best = box_mean(similarity) - self.options.map_bonus
         evidence = torch.zeros_like(best)
         for alignment in state.alignments:
@@ -341,20 +352,19 @@ class Matcher:
 
     def _cycle_regions(self, state: _PairState) -> tuple[Tensor, Tensor]:
         """Weak regions from patches that choose each other, back within a patch and a half."""
-        flat0, flat1 = state.maps0.flatten(1).T, state.maps1.flatten(1).T
-        similarity = (flat0 @ flat1.T).masked_fill(~state.valid0.flatten()[:, None], -1.0)
-        weight = self.options.unproven_weight
+        rows0, rows1 = _rows(state.maps0), _rows(state.maps1)
+        valid0 = state.valid0.flatten()
         regions = []
-        for volume, grid in (
-            (similarity, state.features0.grid),
-            (similarity.T, state.features1.grid),
+        for rows, others, grid, valid, valid_others in (
+            (rows0, rows1, state.features0.grid, valid0, None),
+            (rows1, rows0, state.features1.grid, None, valid0),
         ):
-            best, there = volume.max(dim=1)
-            back = volume.argmax(dim=0)[there].cpu().numpy()
-            centers = patch_centers(grid)
-            gap = np.linalg.norm(centers[back] - centers, axis=1)
-            close = torch.from_numpy(np.exp(-((gap / 1.5) ** 2))).to(best)
-            regions.append(box_mean((weight * best.clamp(min=0) * close).reshape(grid)))
+            centers = torch.from_numpy(patch_centers(grid)).to(rows)
+            trip = ops.cycle_consistency(rows, others, centers, valid0=valid, valid1=valid_others)
+            # Patches that take no part have distance inf and so weight 0.
+            close = torch.exp(-((trip.distance / 1.5) ** 2))
+            weak = self.options.unproven_weight * trip.scores.clamp(min=0) * close
+            regions.append(box_mean(weak.reshape(grid)))
         return regions[0], regions[1]
 
     def _mask(self, region: Tensor, features: PatchFeatures) -> FloatArray:
@@ -388,6 +398,11 @@ class Matcher:
         proof = max((alignment.proof for alignment in state.alignments), default=0.0)
         sure = 1.0 - float(np.exp(-proof / 4.0))
         return float(np.clip(sure + (1.0 - sure) * 0.5 * coarse, 0.0, 1.0))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Feature maps ``[D, h, w]`` as descriptors ``[N, D]``."""
+    return maps.flatten(1).T.contiguous()
 
 
 def _belief(alignment: Alignment) -> Tensor:

@@ -298,6 +298,25 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def test_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{index:02d}.png")
+    tests, package = Path(__file__).parents[1], Path(patchword.__file__).parents[1]
+    code = _PROCESS.format(tests=str(tests), package=str(package))
+    words = [sys.executable, "-c", code, "locate", "photos", "--text", "x", "-o", "out", "--jsonl"]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_the_same_command_continues(
     tmp_path: Path, number: signal.Signals

@@ -64,7 +64,7 @@ def test_stamp_follows_the_file(tmp_path: Path) -> None:
 def test_empty_missing_and_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds no pictures"):
         count_images(tmp_path)
-    with pytest.raises(DatasetError, match="does not exist"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         list_images(tmp_path / "none")
     make(tmp_path, "a.jpg")
     with pytest.raises(DatasetError, match="is not a folder"):

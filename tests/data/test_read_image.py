@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -167,6 +168,23 @@ def test_no_picture(tmp_path: Path) -> None:
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none\.jpg: there is no such file\."):
         read_image(tmp_path / "none.jpg")
+
+
+def test_names_the_system_cannot_look_up(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="File name too long"):
+        read_image(tmp_path / ("a" * 300))
+    with pytest.raises(DatasetError, match="cannot be opened"):
+        read_image("a\0b.png")
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="there is no such file"):
+        read_image(tmp_path / "file" / "a.png")
+
+
+@pytest.mark.timeout(20)
+def test_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="no regular file"):
+        read_image(tmp_path / "a.png")
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -153,6 +153,16 @@ def test_gallery_rerun_scores_nothing_again(photos: Path, tmp_path: Path) -> Non
     assert hit_folders(tmp_path / "out") == sorted(hit["output"] for hit in again.hits)
 
 
+def test_interrupted_rerun_keeps_finished_hits(photos: Path, tmp_path: Path) -> None:
+    rank(photos, tmp_path / "out", top=2)
+    before = hit_folders(tmp_path / "out")
+    stop = StopFlag()
+    stop.set()
+    run = rank(photos, tmp_path / "out", top=2, stop=stop)
+    assert run.summary.interrupted
+    assert hit_folders(tmp_path / "out") == before
+
+
 def test_gallery_follows_added_removed_and_changed_files(photos: Path, tmp_path: Path) -> None:
     rank(photos, tmp_path / "out", top=1)
     (photos / "sub" / "a.png").unlink()

@@ -74,18 +74,27 @@ def test_wide_loads_where_channels_are_contiguous(kernels):
 
 def test_a_missing_library_gives_one_sentence(tmp_path):
     result = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path / "absent.so"], capture_output=True, text=True, check=False
+        [sys.executable, SCRIPT, tmp_path / "absent.so"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert result.returncode == 3 and result.stdout == ""
-    assert result.stderr.count("\n") == 1 and "does not exist. Build it with" in result.stderr
+    assert result.returncode == 3
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "does not exist. Build it with" in result.stderr
 
 
 def test_instruction_patterns(script):
     assert script.TENSOR_CORES.search("HMMA.16816.F32 R4, R8, R12, R4 ;")
     assert script.TENSOR_CORES.search("HGMMA.64x128x16.F32 R24, gdesc[UR4] ;")
     assert not script.TENSOR_CORES.search("FFMA R4, R8, R12, R4 ;")
-    for wide in ("LDG.E.128 R4, [R2.64] ;", "LDG.E.128.CONSTANT R4, [R2.64] ;",
-                 "LDS.128 R4, [R2] ;", "LDGSTS.E.BYPASS.128 [R3], [R4.64] ;"):
+    for wide in (
+        "LDG.E.128 R4, [R2.64] ;",
+        "LDG.E.128.CONSTANT R4, [R2.64] ;",
+        "LDS.128 R4, [R2] ;",
+        "LDGSTS.E.BYPASS.128 [R3], [R4.64] ;",
+    ):
         assert script.WIDE_LOADS.search(wide), wide
     for narrow in ("LDG.E R4, [R2.64] ;", "LDG.E.64 R4, [R2.64] ;", "STG.E.128 [R2.64], R4 ;"):
         assert not script.WIDE_LOADS.search(narrow), narrow

@@ -15,6 +15,7 @@ import tyro
 
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, Outcome
+from patchword.data.folders import is_folder
 from patchword.data.io import printable
 from patchword.errors import ConfigError, DatasetError
 
@@ -77,9 +78,8 @@ class _Evaluate(CommonFlags):
     def run(self, name: str) -> Outcome:
         """Measure, compare with what was expected, report."""
         demands = [Expectation.parse(text) for text in self.expect]
-        if not self.data.is_dir():
-            what = "is not a folder" if self.data.exists() else "does not exist"
-            raise DatasetError(f"evaluate: {printable(self.data)} {what}.", path=self.data)
+        if not is_folder(self.data):
+            raise DatasetError(f"evaluate: {printable(self.data)} is not a folder.", path=self.data)
         if self.dry_run:
             result: dict[str, object] = {"dry_run": True, "data": str(self.data)}
             return Outcome(result, f"would measure on {printable(self.data)}")

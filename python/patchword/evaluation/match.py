@@ -33,7 +33,7 @@ LATTICE_STEP = 16
 
 _POINTS = (
     "Points of picture a every 16 pixels from (8, 8) whose true place lies inside picture b; for "
-    "each, Matcher.correspond (the dense field that match uses) says where it is in b. "
+    "each, the dense field of Matcher.match_dense says where it is in b. "
 )
 HOMOGRAPHY_PROTOCOL = (
     _POINTS + "nn_accuracy: share within 16 pixels, mean over pairs; also per level or per pair."
@@ -91,14 +91,13 @@ def _measure_homography(
     image0, image1 = _read_pair(folder, record)
     homography = from_index_coordinates(matrix(record, "H_a_to_b", 3, folder))
     points, truth = visible_points(homography, _size(image0), _size(image1))
-    found = matcher.correspond(image0, image1)
+    result, found = matcher.match_dense(image0, image1)
     item = {
         "name": str(record.get("name", record["a"])),
         "level": record.get("level"),
         "points": len(points),
         "nn_accuracy": matching_accuracy(found.at(points), truth, within=16.0),
     }
-    result = matcher.match(image0, image1)
     item["score"] = result.score
     return item, beside(tint(image0, result.mask0), tint(image1, result.mask1))
 
@@ -111,8 +110,7 @@ def _measure_object(folder: Path, record: Record, matcher: Matcher) -> tuple[Rec
     points, truth = visible_points(from_index_coordinates(affine), _size(image0), _size(image1))
     inside = mask0[points[:, 1].astype(int), points[:, 0].astype(int)]
     points, truth = points[inside], truth[inside]
-    found = matcher.correspond(image0, image1)
-    result = matcher.match(image0, image1)
+    result, found = matcher.match_dense(image0, image1)
     item = {
         "name": str(record.get("name", record["a"])),
         "class": record.get("class"),

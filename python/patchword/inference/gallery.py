@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from patchword.data.folders import ImageItem, count_images, iter_items
 from patchword.data.io import MAX_PIXELS, read_image
-from patchword.errors import OptionError
+from patchword.errors import DatasetError, OptionError
 from patchword.inference.atomic import open_atomic, write_image, write_json
 from patchword.inference.html import Card, write_pages
 from patchword.inference.interrupt import StopFlag
@@ -27,10 +28,13 @@ from patchword.inference.output import JOURNAL_FILE, open_output
 from patchword.inference.progress import Progress, silent
 from patchword.inference.runner import FolderRun, RunSummary, run_items
 from patchword.inference.writers import SCHEMA_VERSION, save_match
+from patchword.viz.masks import outline_box
 
 if TYPE_CHECKING:
     from patchword.inference.cache import FeatureCache
     from patchword.structures import MatchResult
+
+logger = logging.getLogger(__name__)
 
 Box = tuple[float, float, float, float]
 
@@ -183,7 +187,11 @@ def rank_gallery(
             hit = _hit(record)
             score = _written_score(output / hit["output"], record)
             if score is None:
-                candidate = read_image(gallery / record["key"], max_pixels=max_pixels)
+                try:
+                    candidate = read_image(gallery / record["key"], max_pixels=max_pixels)
+                except DatasetError as error:
+                    logger.warning("%s It was readable when it was scored.", error)
+                    continue
                 result = matcher.match(described, candidate, box0=box)
                 note = {"input": record["key"], "stamp": record["stamp"]}
                 save_match(result, output / hit["output"], extra=note, thumbnail=True)
@@ -191,13 +199,14 @@ def rank_gallery(
             hits.append({**hit, "score": score})
         hits.sort(key=lambda hit: (-hit["score"], -hit["quick_score"], hit["key"]))
         hits = [{"rank": rank, **hit} for rank, hit in enumerate(hits, 1)]
-        _drop_other_hits(output, {hit["output"] for hit in hits})
+        if not stop:
+            _drop_other_hits(output, {hit["output"] for hit in hits})
         _write_ranking(output, journal, hits, summary)
-        write_image(output / "query.jpg", pixels)
+        shown = pixels if box is None else outline_box(pixels, box)
+        write_image(output / "query.jpg", shown)
         index = _write_index(output, query, hits, summary)
     interrupted = summary.interrupted or bool(stop)
-    summary = RunSummary(**{**vars(summary), "interrupted": interrupted})
-    return GalleryRun(summary, output, index, tuple(hits))
+    return GalleryRun(replace(summary, interrupted=interrupted), output, index, tuple(hits))
 
 
 def _hit(record: Record) -> dict[str, Any]:

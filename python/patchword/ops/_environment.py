@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this installation can run: versions, devices, and per op which backend and why not others."""
+"""What this installation can run: versions, devices, and per op each backend's answer."""
 
 from __future__ import annotations
 

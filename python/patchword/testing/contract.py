@@ -33,7 +33,7 @@ def dot_tolerance(mode: Mode = "float32") -> float:
 
 
 def rounding(dtype: torch.dtype, values: Tensor) -> Tensor:
-    """Half a unit in the last place of ``dtype`` at ``values``, as float64; 0 for float32 and wider.
+    """Half a unit in the last place of ``dtype`` at ``values``, as float64; 0 from float32 on.
 
     Float32 rounding is part of every float32 tolerance and is not granted a second time.
     """
@@ -242,5 +242,5 @@ def assert_indices(index: Tensor, scores: Tensor, tau: Tensor | float, what: str
 
 
 def assert_labels(labels: Tensor, logits: Tensor, tau: Tensor | float, what: str) -> None:
-    """Label maps ``[B, H, W]`` against float64 logits ``[B, C, H, W]``: all misses are near-ties."""
+    """Label maps ``[B, H, W]`` against float64 logits ``[B, C, H, W]``: misses are near-ties."""
     assert_indices(labels, logits.movedim(1, -1), tau, what)

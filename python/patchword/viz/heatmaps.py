@@ -178,10 +178,12 @@ def _legend(
         line += LINE_PX
         red, green, blue = (int(c) for c in colors[k])
         pen.swatch(left, line, (red, green, blue))
-        # Grey words: the phrase won no pixel.
         ink = INK if k in present else GREY
         pen.text(left + 24, line, one_line(result.texts[k], 40), color=ink)
         pen.text(right, line, f"{result.scores[k]:.2f}", anchor="rm", color=ink)
+    notes = []
     if len(order) > _MAX_LEGEND:
-        line += LINE_PX
-        pen.text(left, line, f"and {len(order) - _MAX_LEGEND} more", size=SMALL_PX, color=GREY)
+        notes.append(f"and {len(order) - _MAX_LEGEND} more")
+    if not present.issuperset(order):
+        notes.append("grey: not found")
+    pen.text(left, line + LINE_PX, ", ".join(notes), size=SMALL_PX, color=GREY)

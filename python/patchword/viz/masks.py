@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from patchword.viz.style import Color
+from patchword.viz.style import SHARED, Color
 
 ALPHA = 0.5
 CONTOUR_LEVEL = 0.5
@@ -70,6 +70,18 @@ def overlay_labels(
     for k in present_labels(labels):
         red, green, blue = (int(c) for c in colors[k])
         _trace(out, labels == k, (red, green, blue))
+    return out
+
+
+def outline_box(
+    image: NDArray[np.uint8], box: tuple[float, float, float, float]
+) -> NDArray[np.uint8]:
+    """Draw the border of a box ``x0 y0 x1 y1`` in pixels on a copy of ``image``."""
+    region = np.zeros(image.shape[:2], dtype=np.bool_)
+    x0, y0, x1, y1 = (round(value) for value in box)
+    region[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+    out = image.copy()
+    _trace(out, region, SHARED)
     return out
 
 

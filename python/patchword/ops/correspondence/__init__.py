@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which descriptor of one set corresponds to which of another: nearest, mutual, cycles, dual softmax."""
+"""Which descriptor of one set corresponds to which of another set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
 from patchword.ops.correspondence import native
-from patchword.ops.correspondence._inputs import Pairs, Side, prepare
+from patchword.ops.correspondence._inputs import Side, prepare
 from patchword.ops.correspondence.results import CycleConsistency, Matches, NearestNeighbors
 from patchword.ops.correspondence.sweeps import (
     best_both_ways,
@@ -97,10 +97,12 @@ def nearest_neighbors(
         tensor([2, 0])
     """
     name = "nearest_neighbors"
-    pairs = prepare(name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1))
+    pairs = prepare(
+        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
+    )
     if not 1 <= k <= native.MAX_TOP_K:
         raise OptionError(f"{name}: k must be in [1, {native.MAX_TOP_K}], got {k}.")
-    use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
+    use = _backends.choose(name, refusals, backend, descriptors0, descriptors1, k=k)
     indices, scores = top_k(pairs, k, use)
     scores = pair_scores(pairs, indices, scores)
     if k == 1:
@@ -165,7 +167,9 @@ def mutual_nearest_neighbors(
         tensor([1, 2, 0])
     """
     name = "mutual_nearest_neighbors"
-    pairs = prepare(name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1))
+    pairs = prepare(
+        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
+    )
     if ratio is not None and not ratio > 0:
         raise OptionError(f"{name}: ratio must be positive, got {ratio}.")
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
@@ -270,7 +274,9 @@ def cycle_consistency(
         tensor([16.,  0.])
     """
     name = "cycle_consistency"
-    pairs = prepare(name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1))
+    pairs = prepare(
+        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
+    )
     if points0.shape != (*descriptors0.shape[:-1], 2):
         wanted = [*descriptors0.shape[:-1], 2]
         raise ShapeError(
@@ -349,7 +355,9 @@ def match_logsumexp(
         tensor([1., 0.])
     """
     name = "match_logsumexp"
-    pairs = prepare(name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1))
+    pairs = prepare(
+        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
+    )
     _check_sums(name, metric, inverse_temperature)
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
     rows, columns = logsumexp_both_ways(pairs, inverse_temperature, use)
@@ -380,8 +388,8 @@ def dual_softmax_matches(
 ) -> Matches:
     """Mutual maxima of ``softmax over rows x softmax over columns`` of the scaled scores.
 
-    ``P[i, j] = exp(2 t s[i, j] - lse_row[i] - lse_column[j])``, in two sweeps: one for the sums, one
-    for the maxima. No ``N x M`` matrix is stored.
+    ``P[i, j] = exp(2 t s[i, j] - lse_row[i] - lse_column[j])``, in two sweeps: one
+    for the sums, one for the maxima. No ``N x M`` matrix is stored.
 
     Args:
         descriptors0: ``[N, D]`` or ``[P, N, D]``, as for :func:`nearest_neighbors`.
@@ -418,14 +426,18 @@ def dual_softmax_matches(
         tensor([0, 1])
     """
     name = "dual_softmax_matches"
-    pairs = prepare(name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1))
+    pairs = prepare(
+        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
+    )
     _check_sums(name, metric, inverse_temperature)
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
     rows, columns = logsumexp_both_ways(pairs, inverse_temperature, use)
     biased = pairs.with_terms(2 * inverse_temperature, -rows.detach(), -columns.detach())
     side0, side1 = best_both_ways(biased, use, second=False)
     matches0, matches1 = _mutual(side0.indices, side1.indices, None, None)
-    log_scores = dual_softmax_scores(pairs, inverse_temperature, rows, columns, matches0, side0.scores)
+    log_scores = dual_softmax_scores(
+        pairs, inverse_temperature, rows, columns, matches0, side0.scores
+    )
     # Rounding must not make a probability exceed 1.
     scores0 = log_scores.clamp_max(0).exp().masked_fill(matches0 < 0, 0.0)
     if threshold is not None:

@@ -49,7 +49,12 @@ class Pairs:
 
 
 def _check_option(
-    name: str, argument: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], like: Tensor
+    name: str,
+    argument: str,
+    value: Tensor,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    like: Tensor,
 ) -> None:
     if tuple(value.shape) != shape:
         raise ShapeError(

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 
 METRICS = {"dot": 0, "cosine": 1, "l2": 2}
 MAX_TOP_K = 32
+# On CUDA each further candidate costs a sweep of its own.
+MAX_CUDA_TOP_K = 8
 _MAX_ROWS = 2**31 - 64
 
 
-def refuse(descriptors0: Tensor, descriptors1: Tensor, **_: Any) -> str | None:
+def refuse(descriptors0: Tensor, descriptors1: Tensor, *, k: int = 1) -> str | None:
     """Why the compiled kernels cannot run these inputs, or None when they can."""
     if descriptors0.shape[-2] > _MAX_ROWS or descriptors1.shape[-2] > _MAX_ROWS:
         return f"more than {_MAX_ROWS} descriptors a side"
+    if k > MAX_CUDA_TOP_K and descriptors0.is_cuda:
+        return f"k = {k} exceeds {MAX_CUDA_TOP_K} on CUDA"
     return _library.refuse_device(descriptors0) or _library.refuse_dtype(descriptors0)
 
 
@@ -46,6 +50,8 @@ class _Call:
         metric: int,
         scale: float,
         k: int,
+        *,
+        sums: bool = False,
     ) -> None:
         a, b = descriptors0, descriptors1
         kept = [None if t is None else t.contiguous() for t in (options[0], options[1])]
@@ -56,7 +62,7 @@ class _Call:
         if device == _library.CPU:
             size = C.match_workspace(threads, self.sizes, k)
         else:
-            size = C.match_cuda_workspace(self.sizes, DTYPE_TAGS[a.dtype], metric, k)
+            size = C.match_cuda_workspace(self.sizes, DTYPE_TAGS[a.dtype], sums)
         self.workspace = torch.empty(size, dtype=torch.uint8, device=a.device)
         self._alive = (*kept, *biases)
         self.arguments = (
@@ -97,8 +103,17 @@ def _best(
     second: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     out = _best_fake(
-        descriptors0, descriptors1, lengths0, lengths1, valid0, valid1, bias0, bias1, metric,
-        scale, second,
+        descriptors0,
+        descriptors1,
+        lengths0,
+        lengths1,
+        valid0,
+        valid1,
+        bias0,
+        bias1,
+        metric,
+        scale,
+        second,
     )
     if descriptors0.shape[0] * descriptors0.shape[1] * descriptors1.shape[1] == 0:
         _fill_none(*out)
@@ -185,7 +200,7 @@ def _logsumexp(
         _fill_none(*out)
         return out
     options = (lengths0, lengths1, valid0, valid1, None, None)
-    call = _Call(descriptors0, descriptors1, options, metric, scale, 1)
+    call = _Call(descriptors0, descriptors1, options, metric, scale, 1, sums=True)
     C.match_logsumexp(*call.arguments, out[0].data_ptr(), out[1].data_ptr())
     return out
 

@@ -16,7 +16,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of length one; zero rows stay zero. Scaled first, so that squares neither over- nor underflow."""
+    """Rows of length one; zero rows stay zero. Scaled first, so that no square overflows."""
     if rows.shape[-1] == 0:
         return rows
     largest = rows.detach().abs().amax(-1, keepdim=True)

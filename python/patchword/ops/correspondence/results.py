@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the matchers return: frozen records of tensors, with or without a leading batch dimension."""
+"""What the matchers return: frozen records of tensors, with or without a batch dimension."""
 
 from __future__ import annotations
 

@@ -59,10 +59,9 @@ def _gathered_scores(pairs: Pairs, indices: Tensor) -> Tensor:
         a, b = reference.unit_rows(a), reference.unit_rows(b)
     flat = indices.clamp_min(0).flatten(1)
     chosen = b.gather(1, flat[..., None].expand(-1, -1, b.shape[2]))
-    chosen = chosen.unflatten(1, indices.shape[1:])
-    if pairs.metric == "l2":
-        return -(a[:, :, None] - chosen).square().sum(-1)
-    return (a[:, :, None] * chosen).sum(-1)
+    chosen = chosen.reshape(*indices.shape, b.shape[2])
+    terms = -(a[:, :, None] - chosen).square() if pairs.metric == "l2" else a[:, :, None] * chosen
+    return terms.sum(-1)
 
 
 def pair_scores(pairs: Pairs, indices: Tensor, scores: Tensor) -> Tensor:
@@ -120,9 +119,7 @@ class _LogSumExp(torch.autograd.Function):
 
 def _logsumexp(pairs: Pairs, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "native":
-        return native.match_logsumexp(
-            *_native_inputs(pairs), METRICS[pairs.metric], pairs.scale
-        )
+        return native.match_logsumexp(*_native_inputs(pairs), METRICS[pairs.metric], pairs.scale)
     return reference.match_logsumexp_reference(*_reference_inputs(pairs))
 
 
@@ -141,7 +138,7 @@ def logsumexp_both_ways(
     inner = Pairs(
         (a.detach(), b.detach()), "dot", pairs.lengths, pairs.valid, True, inverse_temperature
     )
-    rows, columns = _LogSumExp.apply(a, b, inner, backend)
+    rows, columns = _LogSumExp.apply(a, b, inner, backend)  # type: ignore[no-untyped-call]
     return rows, columns
 
 

@@ -67,6 +67,8 @@ def _run(
     scratch = None
     if device == _library.CPU:
         scratch = torch.empty(C.mask_upsample_workspace(threads, tags, sizes), dtype=torch.uint8)
+    elif output == OUTPUTS["minmax"]:  # the range of every map
+        scratch = logits.new_empty((2, logits.shape[0], logits.shape[1]), dtype=torch.int32)
     if class_mask is not None:
         class_mask = class_mask.contiguous()
     if region is not None:

@@ -205,6 +205,9 @@ def _fill(
             threads, inputs, outputs & 64 != 0, options, sizes, strides
         )
         scratch = torch.empty(size, dtype=torch.uint8, device=patches.device)
+    elif group_offsets is not None:
+        shape = (batch, count, queries.shape[-2])
+        scratch = torch.empty(shape, dtype=torch.float32, device=patches.device)
     C.patch_similarity_forward(
         device,
         stream,
@@ -393,15 +396,9 @@ def patch_similarity_native(
         return _run(patches, queries, *packed, scale, scale_value, bias, bias_value, *options)
     if _library.wants_gradient(patches, queries, scale, bias):
         rest = (*packed, scale_value, bias_value, *options)
-<<<<<<< HEAD
-        results: tuple[Tensor, ...] = _Similarity.apply(patches, queries, scale, bias, rest)
-        return results
-    results = _forward_op(patches, queries, *packed, scale, scale_value, bias, bias_value, *options)
-=======
         apply: Callable[..., tuple[Tensor, ...]] = _Similarity.apply
         return apply(patches, queries, scale, bias, rest)
     results: tuple[Tensor, ...] = _forward_op(
         patches, queries, *packed, scale, scale_value, bias, bias_value, *options
     )
->>>>>>> similarity
     return results

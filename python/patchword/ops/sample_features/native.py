@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 from patchword.ops.sample_features.reference import NORM_EPSILON, Affine
 
 MODES = {"bilinear": 0, "nearest": 1}
@@ -24,6 +24,8 @@ def refuse(features: Tensor, points: Tensor) -> str | None:
     _, _, height, width = features.shape
     if height > _MAX_SIDE or width > _MAX_SIDE:
         return "the map has more than 2^24 cells along an axis"
+    if features.is_cpu and features.dtype in _library.FLOAT_DTYPES:
+        return _library.missing_reason
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
@@ -37,14 +39,14 @@ def _forward(
     normalize: bool,
 ) -> Tensor:
     shape = features.shape
+    batch, channels, _, _ = shape
     count = points.shape[1]
-    out = features.new_empty((shape[0], count, shape[1]))
-    if out.numel() == 0:
+    out = features.new_empty((batch, count, channels))
+    if batch == 0 or count == 0 or channels == 0:
         return out
     if points.dtype is not torch.float32:
         points = points.float()
     device, stream, threads = _library.runtime(features)
-<<<<<<< HEAD
     scratch, size = None, 0
     while True:
         size = C.sample_features_forward(
@@ -70,36 +72,6 @@ def _forward(
         if size == 0:
             return out
         scratch = torch.empty(size, dtype=torch.uint8)
-=======
-    points = points.float()
-    sizes = (batch, channels, height, width, count)
-    strides = features.stride()
-    scratch = None
-    if device == _library.CPU:
-        size = C.sample_features_workspace(threads, sizes, strides[1])
-        if size:
-            scratch = torch.empty(size, dtype=torch.uint8, device=features.device)
-    C.sample_features_forward(
-        device,
-        stream,
-        threads,
-        (
-            features.data_ptr(),
-            points.data_ptr(),
-            out.data_ptr(),
-            scratch.data_ptr() if scratch is not None else 0,
-        ),
-        DTYPE_TAGS[features.dtype],
-        mode,
-        padding,
-        align_corners,
-        sizes,
-        strides,
-        points.stride(),
-        affine,
-    )
-    return out
->>>>>>> cli
 
 
 def _fake_forward(
@@ -118,7 +90,7 @@ def _sorted_by_cell(
     features: Tensor,
     points: Tensor,
     stream: int,
-    affine: Affine,
+    affine: Affine | list[float],
     mode: int,
     padding: int,
     align_corners: bool,
@@ -133,7 +105,7 @@ def _sorted_by_cell(
         features.shape,
         points.shape[1],
         points.stride(),
-        affine,
+        tuple(affine),
         mode,
         padding,
         align_corners,
@@ -165,7 +137,7 @@ def _backward(
     order = starts = scratch = None
     if wants_features and device == _library.CUDA:
         order, starts = _sorted_by_cell(
-            features, points, stream, tuple(affine), mode, padding, align_corners
+            features, points, stream, affine, mode, padding, align_corners
         )
     size = 0
     while True:
@@ -239,7 +211,8 @@ def _through_norm(grad: Tensor, vectors: Tensor) -> Tensor:
     along = (grad.float() * unit).sum(-1, keepdim=True)
     # A shorter vector is divided by a constant: nothing to take away there.
     along = torch.where(length > NORM_EPSILON, along, 0.0)
-    return ((grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)).to(grad.dtype)
+    through: Tensor = (grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)
+    return through.to(grad.dtype)
 
 
 class _SampleFeatures(torch.autograd.Function):
@@ -247,8 +220,7 @@ class _SampleFeatures(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, points: Tensor, *options: Any) -> Tensor:
         ctx.save_for_backward(features, points)
         ctx.options = options
-        out: Tensor = _forward_op(features, points, *options)
-        return out
+        return cast(Tensor, _forward_op(features, points, *options))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature maps read at points, in plain torch: the definition that the kernels are tested against."""
+"""Feature maps read at points, in plain torch: the definition that the kernels must meet."""
 
 from __future__ import annotations
 
