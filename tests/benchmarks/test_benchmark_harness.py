@@ -168,8 +168,10 @@ def test_memory_counts_native_scratch_and_the_result():
         peak, kept = template.measure(_transient, {"bytes": 1024}, {"bytes": BYTES})
         assert 1.2 * BYTES < peak < 1.4 * BYTES
         assert kept == BYTES // 4
-        with pytest.raises(NotAvailable, match="RuntimeError"):
+        with pytest.raises(NotAvailable, match="out of memory"):
             template.measure(_transient, None, {"bytes": 1 << 50})
+        with pytest.raises(RuntimeError, match="KeyError"):
+            template.measure(_transient, None, {})
         peak, _ = template.measure(_transient, {"bytes": 1024}, {"bytes": 1024})
         assert peak < 0.1 * BYTES
     finally:
