@@ -105,7 +105,9 @@ def locate_folder(
         def work(item: ImageItem, pixels: NDArray[np.uint8]) -> dict[str, Any]:
             result = localizer.locate(pixels, phrases)
             target = f"items/{item.key}"
-            save_locate(result, output / target, extra={"input": item.key}, thumbnail=True)
+            save_locate(
+                result, output / target, extra={"input": item.key}, thumbnail=True, footer=item.key
+            )
             summary = locate_summary(result)
             return {"output": target, "size": summary["size"], "phrases": summary["phrases"]}
 
