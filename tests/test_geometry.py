@@ -97,7 +97,9 @@ def test_check_box_cuts_to_the_picture() -> None:
     assert check_box((-5, 2, 30, 99), (20, 25)) == (0.0, 2.0, 25.0, 20.0)
 
 
-@pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (30, 0, 40, 9), (0, 0, float("nan"), 1)])
+@pytest.mark.parametrize(
+    "box", [(5, 5, 5, 9), (9, 5, 5, 9), (30, 0, 40, 9), (0, 0, float("nan"), 1)]
+)
 def test_check_box_refuses_boxes_without_a_pixel(box: tuple[float, ...]) -> None:
     with pytest.raises(OptionError, match="box must overlap the picture of 25 x 20 pixels"):
         check_box(box, (20, 25))

@@ -115,7 +115,9 @@ def plain_eager(*tensors: Tensor | None) -> bool:
             continue
         if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
             return False
-        if tensor.is_meta or (tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()):
+        if tensor.is_meta:
+            return False
+        if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
             return False
         if grad and tensor.requires_grad:
             return False

@@ -66,7 +66,9 @@ def test_folding_changes_rounding_only(network: EfficientNetLite0, picture: torc
     assert (network(picture) - plain(picture)).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(("kernel", "stride", "expected"), [(3, 2, 0), (5, 2, 1), (3, 1, 1), (5, 1, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "expected"), [(3, 2, 0), (5, 2, 1), (3, 1, 1), (5, 1, 2)]
+)
 def test_padding_is_asymmetric_at_stride_two(kernel: int, stride: int, expected: int) -> None:
     left, right, top, bottom = same_padding(kernel, stride)
     assert (left, top) == (expected, expected)
