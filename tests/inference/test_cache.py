@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,12 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache", "net 512")
     key = cache.key(picture(tmp_path / "a.png", 3))
     assert cache.get(key) is None
-    cache.put(key, features())
+    strided = dataclasses.replace(features(), tokens=features().tokens.mT.contiguous().mT)
+    stored = cache.put(key, strided)
     found = cache.get(key)
     assert found is not None
+    assert found.tokens.stride() == stored.tokens.stride()
+    assert torch.equal(found.tokens, stored.tokens)
     assert torch.equal(found.tokens, features().tokens)
     assert (found.grid, found.stride, found.image_size) == ((2, 3), 16.0, (33, 47))
 

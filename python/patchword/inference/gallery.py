@@ -165,7 +165,8 @@ def rank_gallery(
             else:
                 features = matcher.extract(candidate.pixels)
                 if cache is not None and candidate.key is not None:
-                    cache.put(candidate.key, features)
+                    stored = cache.put(candidate.key, features)
+                    features = stored.to(described.tokens.device)
             return {"score": float(matcher.score(described, features, box0=box))}
 
         own = query.resolve()
