@@ -201,8 +201,6 @@ struct RowWeights {
   }
 };
 
-PW_INLINE VecF exp_scaled(VecF x, VecF scale_log2e) { return exp2(x * scale_log2e); }
-
 // Writes n floats as elements of `dtype`.
 template <typename Element>
 PW_INLINE void store_span(typename Element::Storage* out, const float* values, int64_t n) {

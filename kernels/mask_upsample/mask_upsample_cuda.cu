@@ -7,14 +7,11 @@
 namespace patchword {
 namespace {
 
-// 84 registers a thread; with fewer the taps would be spilled.
-constexpr int kBlocksPerProcessor = 3;
-
 // A block decides kTileRows x kTileColumns pixels (fewer when downsampling) for classes
 // [blockIdx.y * classes_per_block, ..) of image first_image + blockIdx.z. Traffic: the tile's cells once per chunk (from
 // L2 after the first tile), the output once. Sink: what becomes of the values.
 template <int kTaps, class Sink>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, kBlocksPerProcessor)
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, Sink::kBlocks)
     upsample(const MaskUpsampleParams p, bool sparse, bool prune, int64_t classes_per_block,
              int64_t first_image) {
   PW_SHARED(float, arena, kArena);
@@ -40,8 +37,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, kBlocksPerProcessor)
   const int64_t end = simt::min<int64_t>(begin + classes_per_block, p.channels);
   Sink sink(p, tile, owns, ClassSpan{begin, end});
   const int chunk = chunk_classes(tile);
-  PW_UNROLL
   for (int pass = 0; pass < Sink::kPasses; ++pass) {
+    sink.start(pass);
     for (int64_t group = begin; group < end; group += kGroup) {
       const int count = list_candidates(p, tile, tables, group, simt::min<int64_t>(group + kGroup, end),
                                         prune, Sink::margin(p), scratch);

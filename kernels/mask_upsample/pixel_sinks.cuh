@@ -169,8 +169,16 @@ struct RunningSum {
   }
 };
 
-struct LabelSink {
+struct OnePassSink {
   static constexpr int kPasses = 1;
+  // Blocks per multiprocessor: 84 registers a thread; with fewer the taps would be spilled.
+  static constexpr int kBlocks = 3;
+  PW_DEVICE void start(int) {}
+  // Classes this far below the best may still matter.
+  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
+};
+
+struct LabelSink : OnePassSink {
   const MaskUpsampleParams& p;
   const Tile& tile;
   bool owns;
@@ -178,13 +186,11 @@ struct LabelSink {
 
   PW_DEVICE LabelSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) { best.take(c, v); }
   PW_DEVICE void finish() { store_labels(p, PixelSpan(p, tile, owns), best.label); }
 };
 
-struct ConfidenceSink {
-  static constexpr int kPasses = 1;
+struct ConfidenceSink : OnePassSink {
   const MaskUpsampleParams& p;
   const Tile& tile;
   bool owns;
@@ -214,6 +220,7 @@ struct ConfidenceSink {
 // Two passes over the classes: the sum, then the probabilities.
 struct SoftmaxSink {
   static constexpr int kPasses = 2;
+  static constexpr int kBlocks = 2;
   const MaskUpsampleParams& p;
   PixelSpan span;
   Best best;
@@ -223,6 +230,11 @@ struct SoftmaxSink {
   PW_DEVICE SoftmaxSink(const MaskUpsampleParams& params, const Tile& tile, bool owns, const ClassSpan&)
       : p(params), span(params, tile, owns) {}
   PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
+  PW_DEVICE void start(int pass) {
+    if (pass == 0) return;
+    PW_UNROLL
+    for (int i = 0; i < kPixels; ++i) sum.sum[i] = sum.inverse(best, i);
+  }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int pass) {
     if (pass == 0) {
       sum.take(best, v, p.scale * kLog2e);
@@ -233,8 +245,8 @@ struct SoftmaxSink {
     float probability[kPixels];
     PW_UNROLL
     for (int i = 0; i < kPixels; ++i) {
-      const float e = simt::fast_exp2((v[i] - best.value[i]) * (p.scale * kLog2e));
-      probability[i] = e * sum.inverse(best, i);
+      probability[i] =
+          simt::fast_exp2((v[i] - best.value[i]) * (p.scale * kLog2e)) * sum.sum[i];
     }
     store_map(p, span, c, probability);
     next = static_cast<int32_t>(c) + 1;
@@ -249,8 +261,7 @@ struct SoftmaxSink {
 };
 
 // Counts go to global memory one by one: integer sums commute, so the result never varies.
-struct ConfusionSink {
-  static constexpr int kPasses = 1;
+struct ConfusionSink : OnePassSink {
   const MaskUpsampleParams& p;
   const Tile& tile;
   bool owns;
@@ -258,7 +269,6 @@ struct ConfusionSink {
 
   PW_DEVICE ConfusionSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) { best.take(c, v); }
   PW_DEVICE void finish() {
     const PixelSpan span(p, tile, owns);
@@ -293,14 +303,12 @@ PW_DEVICE float from_ordered_bits(uint32_t bits) {
 }
 
 // Smallest and largest evaluated value of every map: workspace [B * C][2] ordered bits.
-struct MeasureSink {
-  static constexpr int kPasses = 1;
+struct MeasureSink : OnePassSink {
   const MaskUpsampleParams& p;
   PixelSpan span;
 
   PW_DEVICE MeasureSink(const MaskUpsampleParams& params, const Tile& tile, bool owns, const ClassSpan&)
       : p(params), span(params, tile, owns) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) {
     uint32_t low = 0xffffffffu, high = 0u;
     PW_UNROLL
@@ -319,8 +327,7 @@ struct MeasureSink {
 };
 
 // Logits, sigmoid, min-max or threshold of every class; excluded classes are cleared on the way.
-struct MapSink {
-  static constexpr int kPasses = 1;
+struct MapSink : OnePassSink {
   const MaskUpsampleParams& p;
   PixelSpan span;
   int64_t next, end;  // classes below `next` are written
@@ -328,7 +335,6 @@ struct MapSink {
   PW_DEVICE MapSink(const MaskUpsampleParams& params, const Tile& tile, bool owns,
                     const ClassSpan& classes)
       : p(params), span(params, tile, owns), next(classes.begin), end(classes.end) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
 
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) {
     clear_to(c);
