@@ -78,7 +78,11 @@ def test_reference_backend(shape, size, dtype):
     for mode, align_corners in FORMS:
         logits = maps(shape, dtype)
         check_all_outputs(
-            logits, size, f"reference {dtype}", mode=mode, align_corners=align_corners,
+            logits,
+            size,
+            f"reference {dtype}",
+            mode=mode,
+            align_corners=align_corners,
             backend="reference",
         )
 
@@ -89,8 +93,12 @@ def test_reference_backend(shape, size, dtype):
 def test_half_types(shape, size, dtype, cpu_level):
     for mode, align_corners in FORMS:
         check_all_outputs(
-            maps(shape, dtype), size, f"{dtype} {cpu_level}", mode=mode,
-            align_corners=align_corners, backend="native",
+            maps(shape, dtype),
+            size,
+            f"{dtype} {cpu_level}",
+            mode=mode,
+            align_corners=align_corners,
+            backend="native",
         )
 
 
@@ -145,8 +153,13 @@ def test_gradients_of_outputs(output):
         torch.manual_seed(1)
         logits = torch.randn(2, 3, 4, 5, requires_grad=True)
         out = mask_upsample(
-            logits, (9, 11), output=output, region=region, class_mask=class_mask,
-            temperature=0.7, backend=backend,
+            logits,
+            (9, 11),
+            output=output,
+            region=region,
+            class_mask=class_mask,
+            temperature=0.7,
+            backend=backend,
         )
         out.backward(torch.randn(out.shape))
         grads.append(logits.grad)
@@ -185,11 +198,23 @@ def test_class_mask_region_and_thresholds(cpu_level):
     region[:, 8:40, :48] = False
     threshold = torch.randn(2, 20)
     for mode in ("bilinear", "bicubic"):
-        for output in ("labels", "labels_confidence", "softmax", "sigmoid", "minmax", "binary",
-                       "logits"):
+        for output in (
+            "labels",
+            "labels_confidence",
+            "softmax",
+            "sigmoid",
+            "minmax",
+            "binary",
+            "logits",
+        ):
             options = {
-                "mode": mode, "output": output, "class_mask": class_mask, "region": region,
-                "threshold": threshold, "temperature": 0.5, "ignore_index": -7,
+                "mode": mode,
+                "output": output,
+                "class_mask": class_mask,
+                "region": region,
+                "threshold": threshold,
+                "temperature": 0.5,
+                "ignore_index": -7,
             }
             got = mask_upsample(logits, (64, 70), backend="native", **options)
             want = mask_upsample(logits, (64, 70), backend="reference", **options)
@@ -213,7 +238,8 @@ def test_confusion(backend, dtype):
     assert either.tolist() == [4, 2]
     region = torch.tensor([[True, False, True, True, True, True]])
     assert upsampled_confusion(maps_, target, region=region, backend=backend).tolist() == [
-        [2, 0], [1, 1],
+        [2, 0],
+        [1, 1],
     ]
     ignored = upsampled_confusion(maps_, target, ignore_index=1, backend=backend)
     assert ignored.tolist() == [[3, 0], [0, 0]]

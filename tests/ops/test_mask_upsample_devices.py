@@ -37,8 +37,12 @@ def check_device(device: str, shapes: list) -> None:
     for (shape, size), (mode, align_corners) in itertools.product(shapes, FORMS):
         logits = torch.randn(shape).to(device)
         check_all_outputs(
-            logits, size, f"{device} {shape} {mode} {align_corners}", mode=mode,
-            align_corners=align_corners, backend="native",
+            logits,
+            size,
+            f"{device} {shape} {mode} {align_corners}",
+            mode=mode,
+            align_corners=align_corners,
+            backend="native",
         )
         if not logits.numel():
             continue
@@ -60,13 +64,18 @@ def check_options(device: str) -> None:
             ("labels", "labels_confidence", "softmax", "sigmoid", "minmax", "binary", "logits"),
         ):
             options = {
-                "mode": mode, "output": output, "class_mask": class_mask, "region": region[0],
-                "threshold": torch.linspace(-1, 1, 7, device=device), "temperature": 0.6,
+                "mode": mode,
+                "output": output,
+                "class_mask": class_mask,
+                "region": region[0],
+                "threshold": torch.linspace(-1, 1, 7, device=device),
+                "temperature": 0.6,
             }
             got = mask_upsample(logits, (25, 36), backend="native", **options)
             want = mask_upsample(logits, (25, 36), backend="reference", **options)
-            for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, want)),
-                            strict=True):
+            for a, b in zip(
+                *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+            ):
                 torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
@@ -82,8 +91,9 @@ def check_edges(device: str) -> None:
         for output in ("labels", "labels_confidence", "binary"):
             got = mask_upsample(logits.to(device), size, output=output, backend="native")
             want = mask_upsample(logits, size, output=output, backend="reference")
-            for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, want)),
-                            strict=True):
+            for a, b in zip(
+                *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+            ):
                 torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-5, equal_nan=True)
     ties = torch.randint(-2, 3, (1, 12, 3, 4)).float()
     ties[:, 6:] = ties[:, :6]
@@ -155,9 +165,11 @@ def test_cuda_is_deterministic():
     logits = torch.randn(2, 40, 16, 16, device="cuda")
     target = torch.randint(0, 40, (2, 200, 200), device="cuda")
     runs = [
-        (upsampled_confusion(logits, target),
-         mask_upsample(logits, (200, 200), output="minmax"),
-         mask_upsample(logits, (200, 200), output="labels"))
+        (
+            upsampled_confusion(logits, target),
+            mask_upsample(logits, (200, 200), output="minmax"),
+            mask_upsample(logits, (200, 200), output="labels"),
+        )
         for _ in range(3)
     ]
     for other in runs[1:]:
@@ -189,7 +201,10 @@ print("equal")
 def test_triton_in_the_interpreter():
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-c", TRITON_PROGRAM], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", TRITON_PROGRAM],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert done.stdout.strip() == "equal", done.stderr[-3000:]

@@ -27,9 +27,15 @@ OUTPUTS = ["logits", "softmax", "sigmoid", "minmax", "binary", "labels"]
 # ------------------------------------------------------------------ properties
 
 
-@given(seed=s.seeds(), channels=st.integers(1, 20), h=st.integers(1, 9), w=st.integers(1, 9),
-       height=st.integers(1, 70), width=st.integers(1, 70), mode=st.sampled_from(["bilinear", "bicubic"]))
-def test_properties(seed, channels, h, w, height, width, mode):
+@given(
+    seed=s.seeds(),
+    channels=st.integers(1, 20),
+    cells=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_properties(seed, channels, cells, size, mode):
+    (h, w), (height, width) = cells, size
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, channels, h, w, generator=generator)
     values = mask_upsample(logits, (height, width), mode=mode)
@@ -46,7 +52,9 @@ def test_properties(seed, channels, h, w, height, width, mode):
     constant = torch.full((1, 1, h, w), 3.7)
     torch.testing.assert_close(
         mask_upsample(constant, (height, width), mode=mode),
-        torch.full((1, 1, height, width), 3.7), rtol=0, atol=3e-6 * 3.7,
+        torch.full((1, 1, height, width), 3.7),
+        rtol=0,
+        atol=3e-6 * 3.7,
     )
     assert torch.equal(mask_upsample(logits, (h, w), mode=mode), logits)
     # Mirrors commute (up to the rounding of mirrored positions).
@@ -70,31 +78,56 @@ def call(**change):
 @pytest.mark.parametrize(
     ("error", "text", "change"),
     [
-        (ShapeError, r"logits must have shape \[B, C, h, w\], got \[3, 4, 4\]",
-         {"logits": torch.zeros(3, 4, 4)}),
+        (
+            ShapeError,
+            r"logits must have shape \[B, C, h, w\], got \[3, 4, 4\]",
+            {"logits": torch.zeros(3, 4, 4)},
+        ),
         (DTypeError, "logits must be floating point", {"logits": torch.zeros(1, 2, 3, 3).int()}),
         (ShapeError, "at least one cell", {"logits": torch.zeros(1, 2, 0, 3)}),
         (OptionError, "size must be two numbers", {"size": (8, -1)}),
         (OptionError, "size must be two numbers", {"size": (8,)}),
         (OptionError, 'mode must be "bilinear" or "bicubic"', {"mode": "nearest"}),
         (OptionError, "output must be one of", {"output": "argmax"}),
-        (ShapeError, r"class_mask must have shape \[3\] or \[2, 3\]",
-         {"class_mask": torch.ones(4, dtype=torch.bool)}),
+        (
+            ShapeError,
+            r"class_mask must have shape \[3\] or \[2, 3\]",
+            {"class_mask": torch.ones(4, dtype=torch.bool)},
+        ),
         (DTypeError, "class_mask must be bool", {"class_mask": torch.ones(3)}),
-        (ShapeError, r"region must have shape \[8, 8\] or \[2, 8, 8\]",
-         {"region": torch.ones(4, 4, dtype=torch.bool)}),
+        (
+            ShapeError,
+            r"region must have shape \[8, 8\] or \[2, 8, 8\]",
+            {"region": torch.ones(4, 4, dtype=torch.bool)},
+        ),
         (DTypeError, "region must be bool", {"region": torch.ones(8, 8)}),
-        (ShapeError, "threshold must be a number",
-         {"output": "binary", "threshold": torch.zeros(5)}),
+        (
+            ShapeError,
+            "threshold must be a number",
+            {"output": "binary", "threshold": torch.zeros(5)},
+        ),
         (OptionError, "temperature must be positive", {"temperature": 0.0}),
         (OptionError, "temperature must be positive", {"temperature": math.nan}),
-        (DTypeError, "label_dtype must be uint8", {"output": "labels", "label_dtype": torch.float32}),
-        (OptionError, "label_dtype must hold ignore_index -1",
-         {"output": "labels", "label_dtype": torch.uint8, "ignore_index": -1}),
-        (OptionError, "label_dtype must hold class 299",
-         {"output": "labels", "label_dtype": torch.uint8, "logits": torch.zeros(1, 300, 2, 2)}),
-        (DTypeError, "class_mask must be on cpu",
-         {"class_mask": torch.ones(3, dtype=torch.bool, device="meta")}),
+        (
+            DTypeError,
+            "label_dtype must be uint8",
+            {"output": "labels", "label_dtype": torch.float32},
+        ),
+        (
+            OptionError,
+            "label_dtype must hold ignore_index -1",
+            {"output": "labels", "label_dtype": torch.uint8, "ignore_index": -1},
+        ),
+        (
+            OptionError,
+            "label_dtype must hold class 299",
+            {"output": "labels", "label_dtype": torch.uint8, "logits": torch.zeros(1, 300, 2, 2)},
+        ),
+        (
+            DTypeError,
+            "class_mask must be on cpu",
+            {"class_mask": torch.ones(3, dtype=torch.bool, device="meta")},
+        ),
     ],
 )
 def test_errors(error, text, change):
@@ -136,8 +169,10 @@ def test_registration():
         (ops.mask_upsample_maps, (logits, size, 1, True, 4, 0.5, torch.zeros(3), None, None, 1.0)),
         (ops.mask_upsample_labels, (logits, size, 0, False, 6, -1, live, region)),
         (ops.mask_upsample_confidence, (logits, size, 1, False, 3, 255, None, None, 2.0)),
-        (ops.mask_upsample_confusion,
-         (logits, torch.randint(0, 3, (2, 9, 8)), 0, False, 255, None, None)),
+        (
+            ops.mask_upsample_confusion,
+            (logits, torch.randint(0, 3, (2, 9, 8)), 0, False, 255, None, None),
+        ),
         (ops.mask_upsample_backward, (torch.randn(2, 3, 9, 8), 4, 5, 0, False)),
     ]
     for op, arguments in cases:
@@ -145,7 +180,7 @@ def test_registration():
 
 
 @native
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own tracing of autograd.Function
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's own tracing
 def test_compile():
     def decide(logits):
         labels, confidence = mask_upsample(logits, (9, 7), output="labels_confidence")
@@ -193,8 +228,12 @@ def test_empty(backend):
     assert (confidence == 0).all()
     nothing = torch.zeros(2, dtype=torch.bool)
     labels = mask_upsample(
-        torch.zeros(1, 2, 3, 3), (4, 5), output="labels", class_mask=nothing,
-        label_dtype=torch.uint8, backend=backend,
+        torch.zeros(1, 2, 3, 3),
+        (4, 5),
+        output="labels",
+        class_mask=nothing,
+        label_dtype=torch.uint8,
+        backend=backend,
     )
     assert (labels == 255).all()
     assert upsampled_confusion(
@@ -233,8 +272,9 @@ def test_nan_never_wins(backend, mode):
     assert lost.any()
     assert torch.equal(labels, torch.where(lost, -1, usable.argmax(1)))
     assert torch.equal(confidence.isnan(), values.isnan().any(1))
-    binary = mask_upsample(logits, (64, 64), mode=mode, output="binary", threshold=-9e9,
-                           backend=backend)
+    binary = mask_upsample(
+        logits, (64, 64), mode=mode, output="binary", threshold=-9e9, backend=backend
+    )
     assert torch.equal(binary, ~values.isnan())
 
 
@@ -286,8 +326,13 @@ def test_deterministic(cpu_level):
         grad_of = logits.clone().requires_grad_()
         mask_upsample(grad_of, (90, 90)).cos().sum().backward()
         labels, confidence = mask_upsample(logits, (90, 90), output="labels_confidence")
-        return (labels, confidence, grad_of.grad, upsampled_confusion(logits, target),
-                mask_upsample(logits, (90, 90), output="minmax", mode="bicubic"))
+        return (
+            labels,
+            confidence,
+            grad_of.grad,
+            upsampled_confusion(logits, target),
+            mask_upsample(logits, (90, 90), output="minmax", mode="bicubic"),
+        )
 
     torch.set_num_threads(1)
     first = results()

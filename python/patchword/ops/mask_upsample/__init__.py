@@ -173,8 +173,8 @@ def mask_upsample(
                 class_mask=class_mask,
                 region=region,
             )
-        room = native if chosen == "native" else reference
-        return room.labels_confidence(
+        both = native.labels_confidence if chosen == "native" else reference.labels_confidence
+        return both(
             logits,
             size,
             mode=mode,
@@ -186,8 +186,8 @@ def mask_upsample(
             scale=scale,
         )
     checks.check_threshold("mask_upsample", threshold, logits)
-    room = native if chosen == "native" else reference
-    return room.maps(
+    run = native.maps if chosen == "native" else reference.maps
+    return run(
         logits,
         size,
         mode=mode,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 from patchword.ops.mask_upsample import reference
 
 # The same numbers as in kernels/mask_upsample/mask_upsample.h.
@@ -275,9 +275,7 @@ def _confusion(
     class_mask: Tensor | None,
     region: Tensor | None,
 ) -> Tensor:
-    out = _confusion_fake(
-        logits, target, mode, align_corners, ignore_index, class_mask, region
-    )
+    out = _confusion_fake(logits, target, mode, align_corners, ignore_index, class_mask, region)
     _run(
         OUTPUTS["confusion"],
         logits,
@@ -314,9 +312,7 @@ _confusion_op = _library.register(
 )
 
 
-def _backward(
-    grad: Tensor, height: int, width: int, mode: int, align_corners: bool
-) -> Tensor:
+def _backward(grad: Tensor, height: int, width: int, mode: int, align_corners: bool) -> Tensor:
     grad = grad.contiguous()
     out = _backward_fake(grad, height, width, mode, align_corners)
     if out.numel() == 0:
@@ -343,9 +339,7 @@ def _backward(
     return out
 
 
-def _backward_fake(
-    grad: Tensor, height: int, width: int, mode: int, align_corners: bool
-) -> Tensor:
+def _backward_fake(grad: Tensor, height: int, width: int, mode: int, align_corners: bool) -> Tensor:
     return grad.new_empty((grad.shape[0], grad.shape[1], height, width))
 
 
@@ -497,7 +491,5 @@ def confusion(
     """Same contract as :func:`reference.confusion`."""
     plain = _library.plain_eager(logits, target, class_mask, region)
     run = _confusion if plain else _confusion_op
-    out: Tensor = run(
-        logits, target, MODES[mode], align_corners, ignore_index, class_mask, region
-    )
+    out: Tensor = run(logits, target, MODES[mode], align_corners, ignore_index, class_mask, region)
     return out
