@@ -9,63 +9,17 @@
 #endif
 #include "kernels/common/simt_host.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <mutex>
-#include <numeric>
-#include <random>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#define PW_ASAN 1
-#else
-#define PW_ASAN 0
-#endif
-
-#if defined(__x86_64__) && !defined(PATCHWORD_SIMT_UCONTEXT)
-#define PW_ASM_SWITCH 1
-#else
-#include <ucontext.h>
-#define PW_ASM_SWITCH 0
-#endif
-
-#if PW_ASM_SWITCH
-// Saves the callee-saved registers on the stack, stores the stack pointer, loads another.
-extern "C" void pw_simt_switch(void** save, void* load);
-asm(R"(
-.text
-.p2align 4
-.local pw_simt_switch
-.type pw_simt_switch, @function
-pw_simt_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size pw_simt_switch, .-pw_simt_switch
-)");
-#endif
+#include "kernels/common/simt_fiber.h"
+#include "kernels/common/simt_lane.h"
+#include "kernels/common/simt_memory.h"
+#include "kernels/common/simt_order.h"
 
 namespace patchword::simt::host {
 
@@ -73,99 +27,15 @@ constinit thread_local Indices* current = nullptr;
 
 namespace {
 
-constexpr std::size_t kStackBytes = PW_ASAN ? 512 * 1024 : 128 * 1024;
+// Shared memory that a block has without a raised limit.
 constexpr std::size_t kDefaultShared = 48 * 1024;
-constexpr std::size_t kCanaryBytes = PW_ASAN ? 0 : 128;
 constexpr unsigned kMaxThreads = 1024;
+// Rounds in which every thread only called spin_pause, before that counts as a livelock.
 constexpr int kIdleRounds = 100000;
-// All ones is NaN in every floating-point format, so that unwritten shared memory shows.
-constexpr int kPoison = 0xff;
-constexpr int kCanary = 0xa5;
-
-struct Copy {
-  void* to;
-  const void* from;
-  std::size_t bytes, valid, group;
-};
-
-enum class State { kReady, kBlockBarrier, kNamedBarrier, kCollective, kExited };
-
-struct Lane : Indices {
-  State state = State::kReady;
-  unsigned linear = 0;
-  Site site;
-  const char* operation = "";
-  unsigned mask = 0;
-  int named = 0;
-  void* slot = nullptr;
-  Combine combine = nullptr;
-  std::vector<Copy> copies;
-  std::size_t group = 0;
-  void* fake_stack = nullptr;
-#if PW_ASM_SWITCH
-  void* stack_pointer = nullptr;
-#else
-  ucontext_t context;
-#endif
-};
-
-struct Warp {
-  unsigned waiting = 0;  // lanes inside a collective
-  unsigned gone = 0;     // lanes that exited or never existed
-};
 
 struct NamedBarrier {
   int arrived = 0, threads = 0;
 };
-
-struct FreeDeleter {
-  void operator()(void* pointer) const { std::free(pointer); }
-};
-
-struct SharedArray {
-  const void* key;
-  const char* name;
-  std::size_t bytes;
-  std::unique_ptr<unsigned char, FreeDeleter> storage;
-  unsigned char* begin() const { return storage.get() + kCanaryBytes; }
-};
-
-std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
-std::string format(const char* pattern, ...) {
-  char text[1024];
-  va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof(text), pattern, arguments);
-  va_end(arguments);
-  return text;
-}
-
-std::string where(const Site& site) {
-  const char* slash = std::strrchr(site.file_name(), '/');
-  return format("%s:%u", slash == nullptr ? site.file_name() : slash + 1, site.line());
-}
-
-std::string triple(const dim3& d) { return format("(%u, %u, %u)", d.x, d.y, d.z); }
-
-bool same_site(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
-}
-
-std::string describe(const Lane& lane) {
-  const std::string thread = "thread " + triple(lane.thread);
-  switch (lane.state) {
-    case State::kExited: return thread + " has exited";
-    case State::kBlockBarrier: return thread + " waits in sync_block at " + where(lane.site);
-    case State::kNamedBarrier:
-      return thread + format(" waits at named barrier %d at ", lane.named) + where(lane.site);
-    case State::kCollective:
-      return thread + format(" waits in %s (mask 0x%08x) at ", lane.operation, lane.mask) +
-             where(lane.site);
-    case State::kReady: break;
-  }
-  return thread + " is running";
-}
 
 long environment_number(const char* name, long fallback, long low, long high) {
   const char* text = std::getenv(name);
@@ -182,39 +52,6 @@ RaisedLimits& raised_limits() {
   return limits;
 }
 
-// The order in which threads and blocks run.
-class Order {
- public:
-  bool parse(const char* text) {
-    if (text == nullptr || std::strcmp(text, "forward") == 0) return true;
-    if (std::strcmp(text, "reverse") == 0) {
-      reverse_ = true;
-      return true;
-    }
-    if (std::strncmp(text, "random:", 7) != 0) return false;
-    char* end = nullptr;
-    generator_.seed(static_cast<unsigned>(std::strtoul(text + 7, &end, 10)));
-    random_ = true;
-    return end != text + 7 && *end == '\0';
-  }
-
-  std::vector<std::size_t> first(std::size_t count) {
-    std::vector<std::size_t> order(count);
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    if (reverse_) std::reverse(order.begin(), order.end());
-    next(order);
-    return order;
-  }
-
-  void next(std::vector<std::size_t>& order) {
-    if (random_) std::shuffle(order.begin(), order.end(), generator_);
-  }
-
- private:
-  bool reverse_ = false, random_ = false;
-  std::mt19937 generator_;
-};
-
 // One launch on one operating-system thread.
 class Engine {
  public:
@@ -225,14 +62,16 @@ class Engine {
   void wait();  // switches from the running fiber to the scheduler
   void exit_lane();
   void run_body() { body_(arguments_); }
-  void land();  // first thing after a switch arrives in a fiber
+  void enter_lane() { enter(scheduler_); }
 
   Lane& lane() { return *static_cast<Lane*>(current); }
   Lane& lane_of(unsigned warp, unsigned lane) { return lanes_[32 * warp + lane]; }
 
   void* shared_array(const void* key, const char* name, std::size_t bytes);
-  void* dynamic_shared() { return arrays_[0].begin(); }
-  bool inside_shared(const void* pointer, std::size_t bytes) const;
+  void* dynamic_shared() { return memory_.find(nullptr); }
+  bool inside_shared(const void* pointer, std::size_t bytes) const {
+    return memory_.contains(pointer, bytes);
+  }
   void block_barrier(const Site& site);
   void named_barrier(int id, int threads, bool wait_here, const Site& site);
   void collective(const char* operation, unsigned mask, void* slot, Combine combine,
@@ -240,6 +79,7 @@ class Engine {
 
   std::string message;
   std::size_t progress = 0;
+  bool early_copies = false;
 
  private:
   bool reject(const std::string& what);
@@ -248,8 +88,6 @@ class Engine {
   void start_lane(unsigned linear, const dim3& index);
   void resume(Lane& lane);
   std::string diagnose() const;
-  void add_array(const void* key, const char* name, std::size_t bytes);
-  void fill(const SharedArray& array);
   void check_canaries();
 
   LaunchConfig config_{};
@@ -258,52 +96,25 @@ class Engine {
   bool failed_ = false, raised_ = false;
   unsigned threads_ = 0;
   unsigned at_barrier_ = 0;
+  const Lane* first_at_barrier_ = nullptr;
   std::size_t static_bytes_ = 0;
   Order order_;
   std::vector<Lane> lanes_;
   std::vector<Warp> warps_;
-  std::vector<SharedArray> arrays_;
+  SharedMemory memory_;
   NamedBarrier named_[16];
-#if PW_ASM_SWITCH
-  void* scheduler_pointer_ = nullptr;
-#else
-  ucontext_t scheduler_context_;
-#endif
-  void* scheduler_fake_stack_ = nullptr;
-  const void* scheduler_bottom_ = nullptr;
-  std::size_t scheduler_size_ = 0;
+  Context scheduler_;
 };
 
 thread_local Engine* engine = nullptr;
 
-// Stacks are mapped once per operating-system thread, a guard page below each.
-class StackPool {
- public:
-  ~StackPool() {
-    for (char* stack : stacks_) munmap(stack - guard_, kStackBytes + guard_);
-  }
-  char* stack(unsigned index) {
-    while (stacks_.size() <= index) {
-      void* memory = mmap(nullptr, kStackBytes + guard_, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (memory == MAP_FAILED) return nullptr;
-      mprotect(memory, guard_, PROT_NONE);
-      stacks_.push_back(static_cast<char*>(memory) + guard_);
-    }
-    return stacks_[index];
-  }
-
- private:
-  const std::size_t guard_ = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  std::vector<char*> stacks_;
-};
 thread_local StackPool stack_pool;
 
 #if PW_ASAN
 __attribute__((no_sanitize("address")))
 #endif
 void fiber_main() {
-  engine->land();
+  engine->enter_lane();
   engine->run_body();
   engine->exit_lane();
 }
@@ -340,6 +151,11 @@ bool Engine::check_config() {
   if (!order_.parse(std::getenv("PATCHWORD_SIMT_ORDER"))) {
     return reject("PATCHWORD_SIMT_ORDER must be forward, reverse or random:<seed>");
   }
+  const char* copies = std::getenv("PATCHWORD_SIMT_COPIES");
+  early_copies = copies != nullptr && std::strcmp(copies, "early") == 0;
+  if (copies != nullptr && !early_copies && std::strcmp(copies, "late") != 0) {
+    return reject("PATCHWORD_SIMT_COPIES must be late or early");
+  }
   return true;
 }
 
@@ -353,7 +169,7 @@ bool Engine::run(const LaunchConfig& config, void (*body)(void*), void* argument
   if (stack_pool.stack(threads_ - 1) == nullptr) return reject("no memory for thread stacks");
   lanes_.resize(threads_);
   warps_.resize((threads_ + 31) / 32);
-  add_array(nullptr, "dynamic shared memory", config.dynamic_bytes);
+  memory_.add(nullptr, "dynamic shared memory", config.dynamic_bytes);
   for (std::size_t b : order_.first(std::size_t{grid.x} * grid.y * grid.z)) {
     run_block(dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                    static_cast<unsigned>(b / grid.x / grid.y)));
@@ -374,59 +190,16 @@ void Engine::start_lane(unsigned linear, const dim3& index) {
   lane.linear = linear;
   lane.copies.clear();
   lane.group = 0;
-  lane.fake_stack = nullptr;
-  char* stack = stack_pool.stack(linear);
-#if PW_ASM_SWITCH
-  // Popped by the first switch: six registers, the entry point, and the end of the call chain.
-  void** top = reinterpret_cast<void**>(stack + kStackBytes);
-  std::fill(top - 8, top, nullptr);
-  top[-2] = reinterpret_cast<void*>(&fiber_main);
-  lane.stack_pointer = top - 8;
-#else
-  getcontext(&lane.context);
-  lane.context.uc_stack.ss_sp = stack;
-  lane.context.uc_stack.ss_size = kStackBytes;
-  lane.context.uc_link = nullptr;
-  makecontext(&lane.context, &fiber_main, 0);
-#endif
+  prepare(lane.context, stack_pool.stack(linear), &fiber_main);
 }
 
 void Engine::resume(Lane& lane) {
   current = &lane;
-#if PW_ASAN
-  __sanitizer_start_switch_fiber(&scheduler_fake_stack_, stack_pool.stack(lane.linear),
-                                 kStackBytes);
-#endif
-#if PW_ASM_SWITCH
-  pw_simt_switch(&scheduler_pointer_, lane.stack_pointer);
-#else
-  swapcontext(&scheduler_context_, &lane.context);
-#endif
-#if PW_ASAN
-  __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
-#endif
+  switch_context(scheduler_, lane.context);
   current = nullptr;
 }
 
-void Engine::land() {
-#if PW_ASAN
-  __sanitizer_finish_switch_fiber(lane().fake_stack, &scheduler_bottom_, &scheduler_size_);
-#endif
-}
-
-void Engine::wait() {
-  Lane& self = lane();
-#if PW_ASAN
-  __sanitizer_start_switch_fiber(self.state == State::kExited ? nullptr : &self.fake_stack,
-                                 scheduler_bottom_, scheduler_size_);
-#endif
-#if PW_ASM_SWITCH
-  pw_simt_switch(&self.stack_pointer, scheduler_pointer_);
-#else
-  swapcontext(&self.context, &scheduler_context_);
-#endif
-  land();
-}
+void Engine::wait() { switch_context(lane().context, scheduler_, lane().state == State::kExited); }
 
 void Engine::exit_lane() {
   Lane& self = lane();
@@ -445,8 +218,8 @@ void Engine::fail(const std::string& what) {
 }
 
 void Engine::run_block(const dim3& index) {
-  for (const SharedArray& array : arrays_) fill(array);
-  for (std::size_t w = 0; w < warps_.size(); ++w) warps_[w] = Warp{};
+  memory_.poison();
+  std::fill(warps_.begin(), warps_.end(), Warp{});
   if (threads_ % 32 != 0) warps_.back().gone = ~0u << threads_ % 32;
   std::fill(std::begin(named_), std::end(named_), NamedBarrier{});
   at_barrier_ = 0;
@@ -474,13 +247,7 @@ void Engine::run_block(const dim3& index) {
       failed_ = true;
     }
   }
-#if PW_ASAN
-  if (failed_) {  // abandoned frames leave their red zones in the shadow memory
-    for (unsigned t = 0; t < threads_; ++t) {
-      __asan_unpoison_memory_region(stack_pool.stack(t), kStackBytes);
-    }
-  }
-#endif
+  for (unsigned t = 0; failed_ && t < threads_; ++t) forget_frames(lanes_[t].context);
 }
 
 // Explains why no lane can run, or returns "" when all have exited.
@@ -520,41 +287,18 @@ std::string Engine::diagnose() const {
   return thread + ": deadlock";
 }
 
-void Engine::add_array(const void* key, const char* name, std::size_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 128, std::max<std::size_t>(bytes + 2 * kCanaryBytes, 1)) != 0) {
-    std::abort();
-  }
-  arrays_.push_back({key, name, bytes, {}});
-  arrays_.back().storage.reset(static_cast<unsigned char*>(memory));
-  fill(arrays_.back());
-}
-
-void Engine::fill(const SharedArray& array) {
-  std::memset(array.begin() - kCanaryBytes, kCanary, kCanaryBytes);
-  std::memset(array.begin(), kPoison, array.bytes);
-  std::memset(array.begin() + array.bytes, kCanary, kCanaryBytes);
-}
-
 void Engine::check_canaries() {
-  const auto intact = [](unsigned char byte) { return byte == kCanary; };
-  for (const SharedArray& array : arrays_) {
-    const unsigned char *before = array.begin() - kCanaryBytes,
-                        *after = array.begin() + array.bytes;
-    const bool low = std::all_of(before, before + kCanaryBytes, intact);
-    if (low && std::all_of(after, after + kCanaryBytes, intact)) continue;
-    message = format("kernel %s, block ", config_.name) + triple(lanes_[0].block) +
-              format(", some thread: wrote %s the %zu bytes of %s", low ? "past" : "before",
-                     array.bytes, array.name);
-    failed_ = true;
-    return;
-  }
+  const auto* before = memory_.damaged(true);
+  const auto* array = before != nullptr ? before : memory_.damaged(false);
+  if (array == nullptr) return;
+  message = format("kernel %s, block ", config_.name) + triple(lanes_[0].block) +
+            format(", some thread: wrote %s the %zu bytes of %s",
+                   before != nullptr ? "before" : "past", array->bytes, array->name);
+  failed_ = true;
 }
 
 void* Engine::shared_array(const void* key, const char* name, std::size_t bytes) {
-  for (const SharedArray& array : arrays_) {
-    if (array.key == key) return array.begin();
-  }
+  if (void* known = memory_.find(key)) return known;
   static_bytes_ += (bytes + 15) / 16 * 16;
   if (static_bytes_ > kDefaultShared) {
     fail(format("static shared memory needs %zu bytes with array %s, more than %zu", static_bytes_,
@@ -565,24 +309,14 @@ void* Engine::shared_array(const void* key, const char* name, std::size_t bytes)
   if (total > limit) {
     fail(format("static and dynamic shared memory need %zu bytes, more than %zu", total, limit));
   }
-  add_array(key, name, bytes);
-  return arrays_.back().begin();
-}
-
-bool Engine::inside_shared(const void* pointer, std::size_t bytes) const {
-  const auto* p = static_cast<const unsigned char*>(pointer);
-  return std::any_of(arrays_.begin(), arrays_.end(), [&](const SharedArray& array) {
-    return p >= array.begin() && p + bytes <= array.begin() + array.bytes;
-  });
+  return memory_.add(key, name, bytes);
 }
 
 void Engine::block_barrier(const Site& site) {
   Lane& self = lane();
-  for (unsigned t = 0; at_barrier_ > 0 && t < threads_; ++t) {
-    if (lanes_[t].state != State::kBlockBarrier) continue;
-    if (same_site(lanes_[t].site, site)) break;
+  if (at_barrier_ > 0 && !same_site(first_at_barrier_->site, site)) {
     fail("barrier divergence: it is in sync_block at " + where(site) + ", but " +
-         describe(lanes_[t]));
+         describe(*first_at_barrier_));
   }
   ++progress;
   if (++at_barrier_ == threads_) {
@@ -590,6 +324,7 @@ void Engine::block_barrier(const Site& site) {
     for (Lane& lane : lanes_) lane.state = State::kReady;
     return;
   }
+  if (at_barrier_ == 1) first_at_barrier_ = &self;
   self.state = State::kBlockBarrier;
   self.site = site;
   wait();
@@ -700,8 +435,6 @@ std::size_t max_dynamic_shared() {
          1024;
 }
 
-void fail(const char* what, const Site& site) { engine->fail(what + (" at " + where(site))); }
-
 void* shared_array(const void* key, const char* name, std::size_t bytes) {
   return engine->shared_array(key, name, bytes);
 }
@@ -737,7 +470,12 @@ void async_copy(void* to, const void* from, std::size_t bytes, std::size_t valid
   check_shared(to, bytes, "cp_async destination", site);
   if (valid > bytes) engine->fail("cp_async at " + where(site) + " has more valid bytes than size");
   Lane& lane = engine->lane();
-  lane.copies.push_back({to, from, bytes, valid, lane.group});
+  const Copy copy{to, from, bytes, valid, lane.group};
+  if (engine->early_copies) {
+    perform(copy);
+  } else {
+    lane.copies.push_back(copy);
+  }
 }
 
 void async_commit() { ++engine->lane().group; }
@@ -747,9 +485,7 @@ void async_wait(std::size_t groups_left, bool with_uncommitted) {
   const std::size_t end = lane.group + (with_uncommitted ? 1 : 0);
   std::size_t done = 0;
   for (; done < lane.copies.size() && lane.copies[done].group + groups_left < end; ++done) {
-    const Copy& copy = lane.copies[done];
-    if (copy.valid > 0) std::memcpy(copy.to, copy.from, copy.valid);
-    std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+    perform(lane.copies[done]);
   }
   lane.copies.erase(lane.copies.begin(), lane.copies.begin() + static_cast<std::ptrdiff_t>(done));
 }

@@ -45,8 +45,8 @@ const char* raise_dynamic_shared(const void* kernel, std::size_t bytes);
 int multiprocessor_count();
 std::size_t max_dynamic_shared();
 
-// Ends the launch with an error that names kernel, block, thread and call site.
-[[noreturn]] void fail(const char* what, const Site& site);
+// What follows is called by the running kernel. A broken rule ends the launch with an error that
+// names kernel, block, thread and call site; such a call does not return.
 
 void* shared_array(const void* key, const char* name, std::size_t bytes);
 void* dynamic_shared();

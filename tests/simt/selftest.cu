@@ -114,8 +114,10 @@ PW_KERNEL void warp_kernel(const std::int32_t* input, std::int64_t* output) {
   put(simt::warp_reduce(v, simt::Sum{}, 4));
   if (lane < 16) {
     put(simt::shuffle_down(v, 1, 0x0000ffffu, 16));
+    put(simt::shuffle(v, 20, 0x0000ffffu));  // undefined: the mask does not name lane 20
   } else {
     put(simt::ballot(v % 2 == 0, 0xffff0000u));
+    put(simt::all(lane >= 16, 0xffff0000u));
   }
   simt::sync_warp();
 }
@@ -162,10 +164,8 @@ PW_KERNEL void gemm_kernel(const T* a, const T* b, int n, int k, float* c) {
   const unsigned lane = simt::lane_id();
   float acc[4] = {};
   for (int k0 = 0; k0 < k; k0 += 16) {
-    for (unsigned i = lane; i < 32; i += 32) {
-      const unsigned r = i / 2, h = i % 2 * 8;
-      simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
-    }
+    const unsigned r = lane / 2, h = lane % 2 * 8;
+    simt::store_pack(tile_a + r * 24 + h, simt::load_pack<8>(a + (row + r) * k + k0 + h));
     if (lane < 16)
       simt::store_pack(tile_b + lane * 8, simt::load_pack<8>(b + (k0 + lane) * n + column));
     simt::sync_block();
@@ -198,8 +198,9 @@ PW_KERNEL void gemm_tf32_kernel(const float* a, const float* b, int n, int k, fl
 }
 
 // Sums slices of 4 * blockDim floats per block through a two-stage cp.async ring in dynamic shared
-// memory. Wait = 1 is right; Wait = 2 reads a slice that has not been waited for.
-template <int Wait>
+// memory. Wait = 1 is right; Wait = 2 reads a slice that has not been waited for. Without the last
+// barrier the next copy may land in a slice that others still read.
+template <int Wait, bool LastBarrier>
 PW_KERNEL void pipeline_kernel(const float* input, int slices, int count, float* output) {
   PW_DYNAMIC_SHARED(float, ring);
   const int width = 4 * blockDim.x;
@@ -219,7 +220,7 @@ PW_KERNEL void pipeline_kernel(const float* input, int slices, int count, float*
     for (int i = 0; i < 4; ++i) {
       sum += ring[slice % 2 * width + (4 * threadIdx.x + 4 + i) % width];  // a neighbour's copy
     }
-    simt::sync_block();
+    if constexpr (LastBarrier) simt::sync_block();
   }
   simt::cp_async_wait_all();
   simt::atomic_add(output, sum);
@@ -272,7 +273,8 @@ enum Broken {
   kStaticOverflow,
   kDynamicOverflow,
   kLdmatrixOutside,
-  kCopyMisaligned,
+  kCopyToMisaligned,
+  kCopyFromMisaligned,
   kCopyOutside,
   kPackMisaligned,
   kNamedShort,
@@ -327,7 +329,10 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
       value = static_cast<float>(r[0]);
       break;
     }
-    case kCopyMisaligned: simt::cp_async<16>(shared + 1, output); break;
+    case kCopyToMisaligned: simt::cp_async<16>(shared + 1, output); break;
+    case kCopyFromMisaligned:
+      simt::cp_async<16>(shared, reinterpret_cast<const char*>(output) + 2);
+      break;
     case kCopyOutside: simt::cp_async<4>(shared + 64, output); break;
     case kPackMisaligned: value = simt::load_pack<4>(shared + 2)[0]; break;
     case kNamedShort:
@@ -427,9 +432,11 @@ int pw_selftest_gemm(int type, const void* a, const void* b, int m, int n, int k
   return status.report(message, length);
 }
 
-int pw_selftest_pipeline(int waits, const float* input, int count, int threads, float* output,
+int pw_selftest_pipeline(int kind, const float* input, int count, int threads, float* output,
                          void* stream, char* message, std::size_t length) {
-  const auto kernel = waits ? pipeline_kernel<1> : pipeline_kernel<2>;
+  const auto kernel = kind == 0   ? pipeline_kernel<1, true>
+                      : kind == 1 ? pipeline_kernel<2, true>
+                                  : pipeline_kernel<1, false>;
   const int slices = simt::ceil_div(count, 4 * threads);
   const std::size_t bytes = 2 * sizeof(float) * 4 * threads;
   return PW_LAUNCH(kernel, 1, threads, bytes, stream, input, slices, count, output)

@@ -6,14 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from patchword.data.io import printable
 from patchword.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tga .tif .tiff "
-    ".webp".split()
+    {
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl"),
+        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    }
 )
 
 
@@ -38,6 +40,14 @@ class ImageItem:
         return (status.st_size, status.st_mtime_ns)
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path leads to a folder; one that cannot even be looked up does not."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def list_images(
     folder: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
@@ -52,12 +62,11 @@ def list_images(
         exclude: A folder to leave out, for instance the one that results go to.
 
     Raises:
-        DatasetError: ``folder`` is missing, is no folder, or it or a sub-folder cannot be read.
+        DatasetError: ``folder`` is no folder, or it or a sub-folder cannot be read.
     """
     top = Path(folder)
-    if not top.is_dir():
-        what = "is not a folder" if top.exists() else "does not exist"
-        raise DatasetError(f"list_images: {printable(top)} {what}.", path=top)
+    if not is_folder(top):
+        raise DatasetError(f"list_images: {printable(top)} is not a folder.", path=top)
     return _walk(top, None if exclude is None else Path(exclude).resolve())
 
 
@@ -74,7 +83,7 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
             f"list_images: {printable(folder)} cannot be listed: {error.strerror}.", path=folder
         ) from error
     for name, is_folder in listed:
-        if not is_folder and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        if not is_folder and PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
             yield folder / name
     for name, is_folder in listed:
         if is_folder and (exclude is None or (folder / name).resolve() != exclude):

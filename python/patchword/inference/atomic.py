@@ -7,8 +7,9 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,11 @@ from patchword.data.io import printable
 from patchword.errors import OutputError
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file through a temporary neighbour, fsync and rename; make its folder if needed.
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path``; on a clean exit flush, fsync and rename it there.
+
+    The folder is made if needed.
 
     Raises:
         OutputError: The folder cannot be made or the file cannot be written.
@@ -29,14 +33,26 @@ def write_bytes(path: Path, content: bytes) -> Path:
     make_folder(path.parent)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise output_error(path, error) from error
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            raise output_error(path, error) from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a whole file as :func:`open_atomic` does.
+
+    Raises:
+        OutputError: The folder cannot be made or the file cannot be written.
+    """
+    with open_atomic(path) as file:
+        file.write(content)
     return path
 
 

@@ -58,7 +58,7 @@ class Journal:
         self._sorted = np.asarray(versions, dtype=np.uint64)[self._order]
 
     def find(self, key: str, stamp: tuple[int, int]) -> Record | None:
-        """Give the successful record of this very version of a picture, if an earlier run has it."""
+        """Give the successful record of this version of a picture, if an earlier run has it."""
         version = np.uint64(_version(key, stamp, "ok"))
         position = int(np.searchsorted(self._sorted, version, side="right")) - 1
         if position < 0 or self._sorted[position] != version:
@@ -92,17 +92,18 @@ class Journal:
             yield self._read(self._offsets[index])
 
     def ranked(self, seen: array[int], field: str) -> Iterator[Record]:
-        """Yield the successful ones of :meth:`latest` by falling ``field``; ties by key.
+        """Yield the successful ones of :meth:`latest` by falling ``field``; ties as they came.
 
-        Memory holds a number and a key per record; lines are read again one by one.
+        Memory holds two numbers per record; lines are read again one by one.
         """
-        values: list[tuple[float, str, int]] = []
+        values, indices = array("d"), array("Q")
         for index in self._last(seen):
             record = self._read(self._offsets[index])
             if record["status"] == "ok":
-                values.append((-float(record[field]), record["key"], index))
-        for _, _, index in sorted(values):
-            yield self._read(self._offsets[index])
+                values.append(record[field])
+                indices.append(index)
+        for place in np.argsort(-np.asarray(values, dtype=np.float64), kind="stable"):
+            yield self._read(self._offsets[indices[int(place)]])
 
     def _last(self, seen: array[int]) -> list[int]:
         keys = np.asarray(self._keys, dtype=np.uint64)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from patchword.data.folders import ImageItem, count_images, iter_items
 from patchword.data.io import MAX_PIXELS, read_image
+from patchword.errors import OptionError
 from patchword.inference.html import Card, write_pages
 from patchword.inference.interrupt import StopFlag
 from patchword.inference.journal import Journal, Record
@@ -24,12 +25,38 @@ if TYPE_CHECKING:
     from patchword.structures import LocateResult
 
 
+MAX_TEXT_CHARS = 1000
+
+
 class LocatesPhrases(Protocol):
     """What a folder run needs of a Localizer."""
 
-    def locate(self, image: NDArray[np.uint8], texts: Sequence[str]) -> LocateResult:
-        """Locate phrases in one picture."""
+    def encode_texts(self, texts: Sequence[str]) -> Any:
+        """Prepare phrases for use with many pictures."""
         ...
+
+    def locate(self, image: NDArray[np.uint8], texts: Any) -> LocateResult:
+        """Locate prepared phrases in one picture."""
+        ...
+
+
+def check_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Strip phrases and refuse empty, overlong and repeated ones.
+
+    Raises:
+        OptionError: With the rule and the phrase.
+    """
+    stripped = tuple(text.strip() for text in texts)
+    if not stripped:
+        raise OptionError("locate: texts must hold at least one phrase, got none.")
+    for index, text in enumerate(stripped):
+        if not 1 <= len(text) <= MAX_TEXT_CHARS:
+            raise OptionError(
+                f"locate: a phrase must have 1 to {MAX_TEXT_CHARS} characters, got {len(text)}."
+            )
+        if text in stripped[:index]:
+            raise OptionError(f"locate: phrases must differ, got {text[:60]!r} twice.")
+    return stripped
 
 
 def locate_folder(
@@ -73,11 +100,14 @@ def locate_folder(
         open_output(output, settings, inputs=(folder,), overwrite=overwrite),
         Journal(output / JOURNAL_FILE) as journal,
     ):
+        phrases = localizer.encode_texts(texts)
 
         def work(item: ImageItem, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-            result = localizer.locate(pixels, texts)
+            result = localizer.locate(pixels, phrases)
             target = f"items/{item.key}"
-            save_locate(result, output / target, extra={"input": item.key}, thumbnail=True)
+            save_locate(
+                result, output / target, extra={"input": item.key}, thumbnail=True, footer=item.key
+            )
             summary = locate_summary(result)
             return {"output": target, "size": summary["size"], "phrases": summary["phrases"]}
 

@@ -20,7 +20,7 @@ JOURNAL_FILE = "journal.jsonl"
 # What a run may leave in its folder; --overwrite removes these and nothing else.
 _OWN_FOLDERS = ("items", "hits", "pages")
 _OWN_FILES = (
-    *(RUN_FILE, JOURNAL_FILE, "result.json", "ranking.json", "index.html"),
+    *(RUN_FILE, JOURNAL_FILE, "result.json", "ranking.json*", "index.html"),
     *("mask[01].png", "heatmap_*.png", "labels.png", "overlay.png", "query.jpg"),
 )
 _FORMAT = "patchword-run/1"
@@ -86,8 +86,9 @@ def open_output(
 ) -> Iterator[Path]:
     """Make the result folder, lock it against other runs, and note the settings in ``run.json``.
 
-    With ``overwrite``, what an earlier run left is removed first; foreign files stay. Arguments and errors are those of :func:`check_output`; besides, ConfigError when
-    another process is writing there.
+    With ``overwrite``, what an earlier run left is removed first; foreign files stay. Arguments
+    and errors are those of :func:`check_output`, and ConfigError when another process is writing
+    there.
     """
     check_output(folder, settings, inputs=inputs, overwrite=overwrite)
     make_folder(folder)

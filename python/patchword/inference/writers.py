@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchword import viz
+from patchword import __version__, viz
 from patchword.inference.atomic import write_image, write_json
+from patchword.inference.naming import slug
 from patchword.viz.canvas import fit
 from patchword.viz.masks import resize_image
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from patchword.structures import LocateResult, MatchResult
 
 SCHEMA_VERSION = 1
-_MAX_SLUG = 40
 _THUMBNAIL_BOX = (300, 420)
 
 
@@ -46,6 +44,7 @@ def save_match(
     *,
     extra: Mapping[str, Any] | None = None,
     thumbnail: bool = False,
+    footer: str = "",
 ) -> dict[str, Path]:
     """Write ``mask0.png``, ``mask1.png`` (8 bit, 255 is 1), ``overlay.png`` and ``result.json``.
 
@@ -57,6 +56,7 @@ def save_match(
         folder: Made if needed; files of the same names are replaced.
         extra: Fields to add to ``result.json``.
         thumbnail: Also write ``thumb.jpg``, the overlay made small for a page.
+        footer: Words for the small line under the overlay, before patchword's version.
 
     Returns:
         Paths by ``mask0``, ``mask1``, ``overlay`` and ``result``.
@@ -68,7 +68,7 @@ def save_match(
     written = {
         "mask0": write_image(out / "mask0.png", viz.heatmap_pixels(result.mask0)),
         "mask1": write_image(out / "mask1.png", viz.heatmap_pixels(result.mask1)),
-        **_write_overlay(out, viz.match_overlay(result), thumbnail),
+        **_write_overlay(out, viz.match_overlay(result, footer=_signed(footer)), thumbnail),
     }
     names = {name: path.name for name, path in written.items()}
     record = {**(extra or {}), **match_summary(result), "files": names}
@@ -99,6 +99,7 @@ def save_locate(
     *,
     extra: Mapping[str, Any] | None = None,
     thumbnail: bool = False,
+    footer: str = "",
 ) -> dict[str, Path]:
     """Write a heat map per phrase, ``labels.png``, ``overlay.png`` and ``result.json``.
 
@@ -112,6 +113,7 @@ def save_locate(
         folder: Made if needed; files of the same names are replaced.
         extra: Fields to add to ``result.json``.
         thumbnail: Also write ``thumb.jpg``, the overlay made small for a page.
+        footer: Words for the small line under the overlay, before patchword's version.
 
     Returns:
         Paths by ``heatmap_0`` ..., ``labels``, ``overlay`` and ``result``.
@@ -127,11 +129,15 @@ def save_locate(
         pixels = viz.heatmap_pixels(result.heatmaps[k])
         written[f"heatmap_{k}"] = write_image(path, pixels, palette=heat_palette)
     written["labels"] = _write_labels(out / "labels.png", result)
-    written |= _write_overlay(out, viz.locate_overlay(result), thumbnail)
+    written |= _write_overlay(out, viz.locate_overlay(result, footer=_signed(footer)), thumbnail)
     names = {name: path.name for name, path in written.items()}
     record = {**(extra or {}), **locate_summary(result), "files": names}
     written["result"] = write_json(out / "result.json", record)
     return written
+
+
+def _signed(footer: str) -> str:
+    return ", ".join(filter(None, (footer, f"patchword {__version__}")))
 
 
 def _write_overlay(out: Path, picture: NDArray[np.uint8], thumbnail: bool) -> dict[str, Path]:
@@ -147,9 +153,3 @@ def _write_labels(path: Path, result: LocateResult) -> Path:
         return write_image(path, (result.labels + 1).astype(np.uint16))
     palette = np.vstack([np.zeros((1, 3), np.uint8), viz.phrase_colors(result.texts)])
     return write_image(path, (result.labels + 1).astype(np.uint8), palette=palette)
-
-
-def slug(text: str) -> str:
-    """Turn any text into a short file name of lower-case ASCII letters, digits and dashes."""
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:_MAX_SLUG].rstrip("-") or "x"

@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 
 from patchword.viz import canvas
 from patchword.viz.canvas import LINE_PX, MARGIN, SMALL_PX, TEXT_PX, Pen, one_line
-from patchword.viz.masks import overlay_labels, resize_image, resize_labels, resize_mask
-from patchword.viz.style import GREY, font, footer_text, phrase_colors, viridis
+from patchword.viz.masks import (
+    overlay_labels,
+    present_labels,
+    resize_image,
+    resize_labels,
+    resize_mask,
+)
+from patchword.viz.style import FOOTER, GREY, INK, font, phrase_colors, viridis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,14 +34,19 @@ _BLANK = 225
 def heatmap_pixels(heatmap: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Quantise a heat map in [0, 1] to bytes; 255 is 1 and NaN is 0."""
     clipped = np.nan_to_num(np.clip(heatmap, 0, 1), nan=0.0)
-    return np.rint(clipped * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(clipped * 255).astype(np.uint8)
+    return pixels
 
 
-def locate_overlay(result: LocateResult) -> NDArray[np.uint8]:
+def locate_overlay(result: LocateResult, *, footer: str = FOOTER) -> NDArray[np.uint8]:
     """Draw the picture with labelled regions, a legend with scores, and a strip of heat maps.
 
     The strip holds the best eight phrases over one shared range; the legend lists phrases by
     score, those beyond 24 as a count.
+
+    Args:
+        result: What to draw.
+        footer: Small grey line: which picture, which network.
 
     Returns:
         uint8 RGB.
@@ -65,19 +76,19 @@ def locate_overlay(result: LocateResult) -> NDArray[np.uint8]:
             left += tile.shape[1] + 10
 
     pen = Pen(picture)
-    _legend(pen, result, order, colors, MARGIN + size[1] + MARGIN, width - MARGIN)
+    _legend(pen, result, order, colors, (MARGIN + size[1] + MARGIN, width - MARGIN))
     for index, row in enumerate(rows):
         left, line = MARGIN, MARGIN + top_height + 14 + (index + 1) * tile_height - 15
         for tile, k in row:
             pen.text(left, line, _fitted(result.texts[k], tile.shape[1]), size=SMALL_PX)
             left += tile.shape[1] + 10
-    pen.text(MARGIN, height - 13, footer_text(), size=SMALL_PX - 1, color=GREY)
+    pen.footer(MARGIN, height - 13, footer)
     pen.color_bar(width - MARGIN, height - 13, 120, "response 0", "1")
     pen.done()
     return picture
 
 
-def locate_figure(result: LocateResult) -> Figure:
+def locate_figure(result: LocateResult, *, footer: str = FOOTER) -> Figure:
     """Draw labels with a legend and one heat map per phrase (at most eight) in matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -96,7 +107,8 @@ def locate_figure(result: LocateResult) -> Figure:
     axes[0].legend(
         handles=[
             Patch(
-                color=colors[k] / 255, label=f"{one_line(result.texts[k], 24)}  {result.scores[k]:.2f}"
+                color=colors[k] / 255,
+                label=f"{one_line(result.texts[k], 24)}  {result.scores[k]:.2f}",
             )
             for k in order[:_MAX_LEGEND]
         ],
@@ -113,13 +125,14 @@ def locate_figure(result: LocateResult) -> Figure:
     if shown:
         mappable = ScalarMappable(Normalize(0, 1), "viridis")
         figure.colorbar(mappable, ax=list(axes[1:]), shrink=0.7).set_label("response")
-    figure.text(0.995, 0.005, footer_text(), ha="right", va="bottom", size=6, color="0.55")
+    figure.text(0.995, 0.005, footer, ha="right", va="bottom", size=6, color="0.55")
     return figure
 
 
 def _image(result: LocateResult) -> NDArray[np.uint8]:
     if result.image is not None:
-        return result.image
+        image: NDArray[np.uint8] = result.image
+        return image
     return np.full((*result.labels.shape, 3), _BLANK, np.uint8)
 
 
@@ -130,7 +143,8 @@ def _by_score(result: LocateResult) -> list[int]:
 def _blend_heat(image: NDArray[np.uint8], heatmap: NDArray[np.floating]) -> NDArray[np.uint8]:
     # The picture shows through in grey, so that its own colours are not read as heat.
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-    return np.rint(0.35 * grey + 0.65 * viridis(heatmap)).astype(np.uint8)
+    blend: NDArray[np.uint8] = np.rint(0.35 * grey + 0.65 * viridis(heatmap)).astype(np.uint8)
+    return blend
 
 
 def _tiles(
@@ -157,10 +171,10 @@ def _legend(
     result: LocateResult,
     order: list[int],
     colors: NDArray[np.uint8],
-    left: int,
-    right: int,
+    edges: tuple[int, int],
 ) -> None:
-    present = set(np.unique(result.labels).tolist())
+    left, right = edges
+    present = set(present_labels(result.labels))
     line = MARGIN + 10
     pen.text(left, line, "phrase", size=SMALL_PX, color=GREY)
     pen.text(right, line, "score", size=SMALL_PX, color=GREY, anchor="rm")
@@ -168,10 +182,12 @@ def _legend(
         line += LINE_PX
         red, green, blue = (int(c) for c in colors[k])
         pen.swatch(left, line, (red, green, blue))
-        # Grey words: the phrase won no pixel.
-        ink = {} if k in present else {"color": GREY}
-        pen.text(left + 24, line, one_line(result.texts[k], 40), **ink)
-        pen.text(right, line, f"{result.scores[k]:.2f}", anchor="rm", **ink)
+        ink = INK if k in present else GREY
+        pen.text(left + 24, line, one_line(result.texts[k], 40), color=ink)
+        pen.text(right, line, f"{result.scores[k]:.2f}", anchor="rm", color=ink)
+    notes = []
     if len(order) > _MAX_LEGEND:
-        line += LINE_PX
-        pen.text(left, line, f"and {len(order) - _MAX_LEGEND} more", size=SMALL_PX, color=GREY)
+        notes.append(f"and {len(order) - _MAX_LEGEND} more")
+    if not present.issuperset(order):
+        notes.append("grey: not found")
+    pen.text(left, line + LINE_PX, ", ".join(notes), size=SMALL_PX, color=GREY)

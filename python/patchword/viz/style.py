@@ -18,6 +18,7 @@ Color = tuple[int, int, int]
 
 INK: Color = (34, 34, 34)
 GREY: Color = (140, 140, 140)
+FOOTER = "patchword"
 PAPER: Color = (255, 255, 255)
 # The one region that two pictures share.
 SHARED: Color = (213, 94, 0)
@@ -71,7 +72,9 @@ def _candidates(start: int) -> Iterator[Color]:
     step = 0
     while True:
         hue = (start % 997 / 997 + step * _GOLDEN_RATIO) % 1
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.45 + 0.5 * (step % 2), 0.55 + 0.2 * (step % 3))
+        red, green, blue = colorsys.hsv_to_rgb(
+            hue, 0.45 + 0.5 * (step % 2), 0.55 + 0.2 * (step % 3)
+        )
         yield (round(red * 255), round(green * 255), round(blue * 255))
         step += 1
 
@@ -98,10 +101,3 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
         raise ModuleNotFoundError("font: matplotlib must be installed, it carries the typeface.")
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
-
-
-def footer_text() -> str:
-    """Give the line in small grey type under every picture."""
-    from patchword import __version__
-
-    return f"patchword {__version__}"

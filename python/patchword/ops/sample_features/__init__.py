@@ -11,7 +11,7 @@ from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
 from patchword.ops.sample_features import native
-from patchword.ops.sample_features.reference import sample_features_reference
+from patchword.ops.sample_features.reference import Affine, sample_features_reference
 
 __all__ = ["refusals", "sample_features"]
 
@@ -23,19 +23,21 @@ def _always(features: Tensor, points: Tensor) -> None:
 refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
 
 
+_COORDINATES = ("pixel", "unit", "normalized")
+
+
 def _affine(
     coordinates: str, stride: float, align_corners: bool, width: int, height: int
-) -> tuple[float, float, float, float]:
-    def axis(size: int) -> tuple[float, float]:
-        if coordinates == "pixel":
-            return 1.0 / stride, 0.0 if align_corners else -0.5
-        span = float(size - 1 if align_corners else size)
-        shift = 0.0 if align_corners else -0.5
-        if coordinates == "unit":
-            return span, shift
-        return span / 2, span / 2 + shift
-
-    return (*axis(width), *axis(height))
+) -> Affine:
+    shift = 0.0 if align_corners else -0.5
+    if coordinates == "pixel":
+        scale = 1.0 / stride
+        return scale, shift, scale, shift
+    span_x = float(width - 1 if align_corners else width)
+    span_y = float(height - 1 if align_corners else height)
+    if coordinates == "unit":
+        return span_x, shift, span_y, shift
+    return span_x / 2, span_x / 2 + shift, span_y / 2, span_y / 2 + shift
 
 
 def sample_features(
@@ -47,6 +49,7 @@ def sample_features(
     mode: Literal["bilinear", "nearest"] = "bilinear",
     padding: Literal["zeros", "border", "reflection"] = "zeros",
     align_corners: bool = False,
+    normalize: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
     """Feature vectors of a map at points.
@@ -62,6 +65,7 @@ def sample_features(
         mode: ``"nearest"`` rounds halves to even.
         padding: What lies outside: zeros, the border cell, or the mirrored map.
         align_corners: Whether the ends of the range are cell centres instead of cell edges.
+        normalize: Divide each vector by its L2 norm, or by 1e-12 if that is larger.
 
     Other Parameters:
         backend: See :func:`patchword.ops.use_backend`. Never changes the result beyond rounding.
@@ -76,7 +80,10 @@ def sample_features(
         BackendError: A forced backend cannot run these inputs.
 
     Note:
-        Deterministic on every backend.
+        Differentiable in ``features`` and ``points``, the latter with ``mode="bilinear"`` alone
+        (nearest: 0). At a cell's centre, where the slope jumps, the gradient is the difference
+        towards larger coordinates; outside and on the border of a padded map it is 0. The
+        compiled form reads points in float32. Deterministic on every backend, backward included.
 
     Example:
         >>> import torch
@@ -84,46 +91,53 @@ def sample_features(
         >>> sample_features(map, torch.tensor([[[16.0, 16.0]]]), stride=16)
         tensor([[[1.5000]]])
     """
-    if features.ndim != 4:
+    shape, spots = features.shape, points.shape
+    if len(shape) != 4:
         raise ShapeError(
-            f"sample_features: features must have shape [B, C, h, w], got {list(features.shape)}.",
+            f"sample_features: features must have shape [B, C, h, w], got {list(shape)}.",
             "[B, C, h, w]",
-            tuple(features.shape),
+            tuple(shape),
         )
-    if points.ndim != 3 or points.shape[2] != 2 or points.shape[0] != features.shape[0]:
+    if len(spots) != 3 or spots[2] != 2 or spots[0] != shape[0]:
         raise ShapeError(
-            f"sample_features: points must have shape [{features.shape[0]}, M, 2], "
-            f"got {list(points.shape)}.",
-            (features.shape[0], "M", 2),
-            tuple(points.shape),
+            f"sample_features: points must have shape [{shape[0]}, M, 2], got {list(spots)}.",
+            (shape[0], "M", 2),
+            tuple(spots),
         )
     if not features.is_floating_point():
         raise DTypeError(f"sample_features: features must be floating point, got {features.dtype}.")
+    if not points.is_floating_point():
+        raise DTypeError(f"sample_features: points must be floating point, got {points.dtype}.")
     if points.device != features.device:
         raise DTypeError(
             f"sample_features: points must be on {features.device} like features, "
             f"got {points.device}."
         )
-    if features.shape[2] * features.shape[3] == 0 and points.shape[1] > 0:
+    _, _, height, width = shape
+    if (height == 0 or width == 0) and spots[1] > 0:
         raise ShapeError("sample_features: features must have at least one cell, got none.")
-    if coordinates not in ("pixel", "unit", "normalized"):
+    if coordinates not in _COORDINATES:
         raise OptionError(
             f'sample_features: coordinates must be "pixel", "unit" or "normalized", '
             f"got {coordinates!r}."
         )
     if mode not in native.MODES:
-        raise OptionError(
-            f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.'
-        )
+        raise OptionError(f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.')
     if padding not in native.PADDINGS:
         raise OptionError(
             f'sample_features: padding must be "zeros", "border" or "reflection", got {padding!r}.'
         )
     if not stride > 0:
         raise OptionError(f"sample_features: stride must be positive, got {stride}.")
-    affine = _affine(coordinates, stride, align_corners, features.shape[3], features.shape[2])
+    affine = _affine(coordinates, stride, align_corners, width, height)
     chosen = _backends.choose("sample_features", refusals, backend, features, points)
     run = native.sample_features_native if chosen == "native" else sample_features_reference
     return run(
-        features, points, affine, mode=mode, padding=padding, align_corners=align_corners
+        features,
+        points,
+        affine,
+        mode=mode,
+        padding=padding,
+        align_corners=align_corners,
+        normalize=normalize,
     )

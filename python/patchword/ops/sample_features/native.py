@@ -1,91 +1,259 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled form: schema, allocation, registration, and when it refuses."""
+"""The compiled form: schemas, allocation, registration, gradients, and when it refuses."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
+from patchword.ops.sample_features.reference import NORM_EPSILON, Affine
 
 MODES = {"bilinear": 0, "nearest": 1}
 PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 
+# As kSampleMaxSide in kernels/sample_features/sample_features.h.
+_MAX_SIDE = 2**24
+
 
 def refuse(features: Tensor, points: Tensor) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
+    _, _, height, width = features.shape
+    if height > _MAX_SIDE or width > _MAX_SIDE:
+        return "the map has more than 2^24 cells along an axis"
+    if features.is_cpu and features.dtype in _library.FLOAT_DTYPES:
+        return _library.missing_reason
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
 def _forward(
     features: Tensor,
     points: Tensor,
-    affine: list[float],
+    affine: Affine | list[float],
     mode: int,
     padding: int,
     align_corners: bool,
+    normalize: bool,
 ) -> Tensor:
-    batch, channels, height, width = features.shape
+    shape = features.shape
+    batch, channels, _, _ = shape
     count = points.shape[1]
     out = features.new_empty((batch, count, channels))
-    if out.numel() == 0:
+    if batch == 0 or count == 0 or channels == 0:
         return out
+    if points.dtype is not torch.float32:
+        points = points.float()
     device, stream, threads = _library.runtime(features)
-    points = points.float()
-    sizes = (batch, channels, height, width, count)
-    strides = features.stride()
-    scratch = None
-    if device == _library.CPU:
-        size = C.sample_features_workspace(threads, sizes, strides[1])
-        if size:
-            scratch = torch.empty(size, dtype=torch.uint8, device=features.device)
-    C.sample_features_forward(
-        device,
-        stream,
-        threads,
-        (features.data_ptr(), points.data_ptr(), out.data_ptr(), scratch.data_ptr() if scratch is not None else 0),
-        DTYPE_TAGS[features.dtype],
-        mode,
-        padding,
-        align_corners,
-        sizes,
-        strides,
-        points.stride(),
-        affine,
-    )
-    return out
+    scratch, size = None, 0
+    while True:
+        size = C.sample_features_forward(
+            device,
+            stream,
+            threads,
+            features.data_ptr(),
+            points.data_ptr(),
+            out.data_ptr(),
+            0 if scratch is None else scratch.data_ptr(),
+            size,
+            shape,
+            features.stride(),
+            count,
+            points.stride(),
+            affine if type(affine) is tuple else tuple(affine),
+            DTYPE_TAGS[features.dtype],
+            mode,
+            padding,
+            align_corners,
+            normalize,
+        )
+        if size == 0:
+            return out
+        scratch = torch.empty(size, dtype=torch.uint8)
 
 
-def _fake(
+def _fake_forward(
     features: Tensor,
     points: Tensor,
     affine: list[float],
     mode: int,
     padding: int,
     align_corners: bool,
+    normalize: bool,
 ) -> Tensor:
     return features.new_empty((features.shape[0], points.shape[1], features.shape[1]))
 
 
-_op = _library.register(
+def _sorted_by_cell(
+    features: Tensor,
+    points: Tensor,
+    stream: int,
+    affine: Affine | list[float],
+    mode: int,
+    padding: int,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor]:
+    """Order of all points by cell, equal cells as they came, and where each cell begins."""
+    batch, _, height, width = features.shape
+    cells = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    C.sample_features_cells(
+        stream,
+        points.data_ptr(),
+        cells.data_ptr(),
+        features.shape,
+        points.shape[1],
+        points.stride(),
+        tuple(affine),
+        mode,
+        padding,
+        align_corners,
+    )
+    ordered, order = torch.sort(cells.flatten(), stable=True)
+    edges = torch.arange(batch * height * width + 1, device=points.device)
+    return order, torch.searchsorted(ordered, edges)
+
+
+def _backward(
+    grad: Tensor,
+    features: Tensor,
+    points: Tensor,
+    affine: Affine | list[float],
+    mode: int,
+    padding: int,
+    align_corners: bool,
+    wants_features: bool,
+    wants_points: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_features, grad_points = _fake_backward(
+        grad, features, points, affine, mode, padding, align_corners, wants_features, wants_points
+    )
+    if grad.numel() == 0:
+        return grad_features.zero_(), grad_points.zero_()
+    points = points.float()
+    grad = grad.contiguous()
+    device, stream, threads = _library.runtime(features)
+    order = starts = scratch = None
+    if wants_features and device == _library.CUDA:
+        order, starts = _sorted_by_cell(
+            features, points, stream, affine, mode, padding, align_corners
+        )
+    size = 0
+    while True:
+        size = C.sample_features_backward(
+            device,
+            stream,
+            threads,
+            features.data_ptr(),
+            points.data_ptr(),
+            grad.data_ptr(),
+            grad_features.data_ptr() if wants_features else 0,
+            grad_points.data_ptr() if wants_points else 0,
+            0 if scratch is None else scratch.data_ptr(),
+            size,
+            0 if order is None else order.data_ptr(),
+            0 if starts is None else starts.data_ptr(),
+            features.shape,
+            features.stride(),
+            grad_features.stride() if wants_features else (0, 0, 0, 0),
+            points.shape[1],
+            points.stride(),
+            tuple(affine),
+            DTYPE_TAGS[features.dtype],
+            mode,
+            padding,
+            align_corners,
+        )
+        if size == 0:
+            return grad_features, grad_points
+        scratch = torch.empty(size, dtype=torch.uint8)
+
+
+def _fake_backward(
+    grad: Tensor,
+    features: Tensor,
+    points: Tensor,
+    affine: Affine | list[float],
+    mode: int,
+    padding: int,
+    align_corners: bool,
+    wants_features: bool,
+    wants_points: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(features) if wants_features else features.new_empty((0,)),
+        points.new_empty(points.shape if wants_points else (0,), dtype=torch.float32),
+    )
+
+
+_forward_op = _library.register(
     "sample_features_forward(Tensor features, Tensor points, float[] affine, int mode, "
-    "int padding, bool align_corners) -> Tensor",
+    "int padding, bool align_corners, bool normalize) -> Tensor",
     _forward,
-    _fake,
+    _fake_forward,
 )
+# A gradient that is not wanted comes back with no elements.
+_backward_op = _library.register(
+    "sample_features_backward(Tensor grad, Tensor features, Tensor points, float[] affine, "
+    "int mode, int padding, bool align_corners, bool wants_features, bool wants_points) "
+    "-> (Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+
+
+def _through_norm(grad: Tensor, vectors: Tensor) -> Tensor:
+    """Gradient of the vectors from that of the vectors divided by their norms."""
+    vectors = vectors.float()
+    length = vectors.norm(dim=-1, keepdim=True)
+    unit = vectors / length.clamp_min(NORM_EPSILON)
+    along = (grad.float() * unit).sum(-1, keepdim=True)
+    # A shorter vector is divided by a constant: nothing to take away there.
+    along = torch.where(length > NORM_EPSILON, along, 0.0)
+    through: Tensor = (grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)
+    return through.to(grad.dtype)
+
+
+class _SampleFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, points: Tensor, *options: Any) -> Tensor:
+        ctx.save_for_backward(features, points)
+        ctx.options = options
+        return cast(Tensor, _forward_op(features, points, *options))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        features, points = ctx.saved_tensors
+        *geometry, normalize = ctx.options
+        if normalize:
+            grad = _through_norm(grad, _forward_op(features, points, *geometry, False))
+        wanted = ctx.needs_input_grad[:2]
+        grad_features, grad_points = _backward_op(grad, features, points, *geometry, *wanted)
+        return (
+            grad_features if wanted[0] else None,
+            grad_points.to(points.dtype) if wanted[1] else None,
+            *(None for _ in ctx.options),
+        )
 
 
 def sample_features_native(
     features: Tensor,
     points: Tensor,
-    affine: tuple[float, float, float, float],
+    affine: Affine,
     *,
     mode: str,
     padding: str,
     align_corners: bool,
+    normalize: bool,
 ) -> Tensor:
     """Same contract as :func:`sample_features_reference`."""
-    run = _forward if _library.plain_eager(features, points) else _op
-    out: Tensor = run(features, points, list(affine), MODES[mode], PADDINGS[padding], align_corners)
+    options = (affine, MODES[mode], PADDINGS[padding], align_corners, normalize)
+    out: Tensor
+    if _library.plain_eager(features, points):
+        return _forward(features, points, *options)
+    if _library.wants_gradient(features, points):
+        out = _SampleFeatures.apply(features, points, *options)  # type: ignore[no-untyped-call]
+        return out
+    out = _forward_op(features, points, *options)
     return out

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Correctness gates: every output is held against float64 arithmetic on the stored inputs.
+
+The tolerances are the library's accuracy contract for float32 accumulation: dot products 2e-6 of
+the product of the norms (4e-6 for half inputs), probabilities 2e-6 x max(1, scale), interpolation
+1e-6 (bilinear) or 3e-6 (bicubic) of the largest tap. An index or a label is right when its float64
+value is within twice that of the float64 best.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.registry import Verdict
+
+DOT_TOLERANCE = 2e-6
+PROBABILITY_TOLERANCE = 2e-6
+TAP_TOLERANCE = {"bilinear": 1e-6, "bicubic": 3e-6}
+CUBIC_A = -0.75
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return a tensor on the CPU from a tensor, an array or a list."""
+    return value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(value)
+
+
+class MatchGate:
+    """Nearest and mutual nearest neighbours by dot product of [N,D] and [M,D] descriptors."""
+
+    def __init__(self, descriptors0: Tensor, descriptors1: Tensor) -> None:
+        """Store both sets; the oracle is computed on first use."""
+        self._first, self._second = descriptors0.double(), descriptors1.double()
+        self._norm0, self._norm1 = self._first.norm(dim=1), self._second.norm(dim=1)
+
+    @cached_property
+    def _oracle(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Row (best, index, gap) and column (best, index, gap), in blocks of rows."""
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        count = self._second.shape[0]
+        best = torch.full((count,), -torch.inf, dtype=torch.float64)
+        second, index = best.clone(), torch.full((count,), -1)
+        for start in range(0, self._first.shape[0], 512):
+            scores = self._first[start : start + 512] @ self._second.T
+            value, place = scores.max(1)
+            column_value, column_place = scores.max(0)
+            column_second = _second_best(scores, column_place, 0)
+            rows.append((value, place, value - _second_best(scores, place, 1)))
+            wins = column_value > best  # strict: the earlier row keeps a tie
+            second = torch.maximum(torch.minimum(best, column_value), second)
+            second = torch.maximum(second, column_second)
+            index = torch.where(wins, column_place + start, index)
+            best = torch.maximum(best, column_value)
+        row_best, row_index, row_gap = (torch.cat(part) for part in zip(*rows, strict=True))
+        return row_best, row_index, row_gap, best, index, best - second
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge ``output``: indices [N] when ``part`` is forward, else mutual indices."""
+        if part == "other":
+            return None
+        if part == "forward":
+            return self._forward(as_tensor(output).reshape(-1).long())
+        matches0 = getattr(output, "matches0", output)
+        verdict = self._mutual(as_tensor(matches0).reshape(-1).long())
+        if (scores := getattr(output, "scores0", None)) is None:
+            return verdict
+        return self._with_scores(verdict, as_tensor(matches0).long(), as_tensor(scores).double())
+
+    def _scores_at(self, chosen: Tensor) -> Tensor:
+        return (self._first * self._second[chosen.clamp(min=0)]).sum(1)
+
+    def _forward(self, chosen: Tensor) -> Verdict:
+        row_best, row_index, *_ = self._oracle
+        valid = (chosen >= 0) & (chosen < self._second.shape[0])
+        chosen = torch.where(valid, chosen, 0)
+        deficit = (row_best - self._scores_at(chosen)) / self._scale(chosen)
+        ties = int((valid & (chosen != row_index)).sum())
+        return Verdict(_most(deficit[valid]), 2 * DOT_TOLERANCE, int((~valid).sum()), ties)
+
+    def _scale(self, chosen: Tensor) -> Tensor:
+        scale: Tensor = self._norm0 * self._norm1[chosen.clamp(min=0)]
+        return scale.clamp(min=1e-30)
+
+    def _mutual(self, matches: Tensor) -> Verdict:
+        row_best, row_index, row_gap, col_best, col_index, col_gap = self._oracle
+        expected = torch.where(col_index[row_index] == torch.arange(len(row_index)), row_index, -1)
+        row_tau = 2 * DOT_TOLERANCE * self._norm0 * self._norm1.max()
+        col_tau = 2 * DOT_TOLERANCE * self._norm1 * self._norm0.max()
+        clear = (row_gap > row_tau) & (col_gap > col_tau)[row_index]
+        wrong = int((clear & (matches != expected)).sum())
+        wrong += int(((matches < -1) | (matches >= len(col_best))).sum())
+        inside = matches.clamp(0, len(col_best) - 1)
+        deficit = torch.maximum(row_best, col_best[inside]) - self._scores_at(inside)
+        deficit = (deficit / self._scale(inside))[matches >= 0]
+        ties = int((~clear & (matches != expected)).sum())
+        return Verdict(_most(deficit), 2 * DOT_TOLERANCE, wrong, ties)
+
+    def _with_scores(self, verdict: Verdict, matches: Tensor, scores: Tensor) -> Verdict:
+        kept = matches >= 0
+        error = ((scores - self._scores_at(matches)).abs() / self._scale(matches))[kept]
+        wrong = verdict.mismatches + int((~(error <= DOT_TOLERANCE)).sum())
+        return Verdict(max(verdict.error, _most(error)), verdict.tolerance, wrong, verdict.ties)
+
+
+def _second_best(scores: Tensor, place: Tensor, dim: int) -> Tensor:
+    if scores.shape[dim] < 2:
+        return torch.full_like(place, -torch.inf, dtype=scores.dtype)
+    hidden = scores.scatter(dim, place.unsqueeze(dim), -torch.inf)
+    best: Tensor = hidden.amax(dim)
+    return best
+
+
+def _most(values: Tensor) -> float:
+    """Return the largest value, infinity if any is NaN, zero for none."""
+    if values.numel() == 0:
+        return 0.0
+    return float(torch.nan_to_num(values, nan=torch.inf).max())
+
+
+class SoftmaxGate:
+    """Softmax over classes of scaled cosines of [B,N,D] patches and [C,D] queries."""
+
+    def __init__(self, patches: Tensor, queries: Tensor, scale: float) -> None:
+        """Store the inputs; the oracle is computed on first use."""
+        self._patches, self._queries, self._scale = patches, queries, scale
+
+    @cached_property
+    def _oracle(self) -> Tensor:
+        patches = torch.nn.functional.normalize(self._patches.double(), dim=-1, eps=1e-12)
+        queries = torch.nn.functional.normalize(self._queries.double(), dim=-1, eps=1e-12)
+        return torch.softmax(self._scale * (patches @ queries.T), dim=-1)
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge probabilities [B,N,C]; rounding to the output's own type is allowed for."""
+        if part == "other":
+            return None
+        result = as_tensor(output)
+        tolerance = PROBABILITY_TOLERANCE * max(1.0, self._scale)
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), tolerance, result.numel())
+        error = (result.double() - self._oracle).abs()
+        if result.dtype in (torch.float16, torch.bfloat16):
+            exponent = torch.floor(torch.log2(self._oracle.clamp(min=1e-38)))
+            info = torch.finfo(result.dtype)
+            half_ulp = 0.5 * (info.eps * torch.exp2(exponent)).clamp(min=info.smallest_normal)
+            error = (error - half_ulp).clamp(min=0)
+        return Verdict(_most(error.flatten()), tolerance)
+
+
+def axis_weights(size_in: int, size_out: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Return (weights float64 [out,in], taps int64 [out,k]) of one axis, align_corners False.
+
+    Positions are computed in float32 as ``torch.nn.functional.interpolate`` defines them for
+    float32 maps; only the weighting is float64.
+    """
+    scale = torch.tensor(size_in, dtype=torch.float32) / size_out
+    position = scale * (torch.arange(size_out, dtype=torch.float32) + 0.5) - 0.5
+    if mode == "bilinear":
+        position = position.clamp(min=0)
+    base = position.floor()
+    fraction = (position - base).double()
+    offsets = torch.tensor([0, 1] if mode == "bilinear" else [-1, 0, 1, 2])
+    taps = (base.long()[:, None] + offsets).clamp(0, size_in - 1)
+    distance = (fraction[:, None] - offsets).abs()
+    if mode == "bilinear":
+        values = 1 - distance
+    else:
+        a = CUBIC_A
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+        values = torch.where(distance <= 1, near, far)
+    weights = torch.zeros(size_out, size_in, dtype=torch.float64)
+    weights.scatter_add_(1, taps, values)
+    return weights, taps
+
+
+class UpsampleGate:
+    """Labels (argmax over C) or masks (value > threshold) of upsampled [1,C,h,w] logits."""
+
+    def __init__(
+        self, logits: Tensor, size: tuple[int, int], mode: str, rows: Tensor | None = None
+    ) -> None:
+        """Store the inputs; ``rows`` limits the check to these output rows of a large map."""
+        self._logits = logits[0].double()
+        self._rows = torch.arange(size[0]) if rows is None else rows
+        weights_y, taps_y = axis_weights(logits.shape[2], size[0], mode)
+        self._weights_x, self._taps_x = axis_weights(logits.shape[3], size[1], mode)
+        self._weights_y, self._taps_y = weights_y[self._rows], taps_y[self._rows]
+        self._size, self._tolerance = size, TAP_TOLERANCE[mode]
+
+    def _bands(self) -> Any:
+        """Yield (selection, values [C,r,W], largest tap [C,r,W] or [r,W]) for 16-row bands."""
+        magnitude = self._logits.abs()
+        for start in range(0, len(self._rows), 16):
+            band = slice(start, start + 16)
+            vertical = torch.einsum("yi,cij->cyj", self._weights_y[band], self._logits)
+            values = vertical @ self._weights_x.T
+            tap = magnitude[:, self._taps_y[band]].amax(2)[:, :, self._taps_x].amax(3)
+            yield band, values, tap
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge labels when ``part`` is full or labels, masks when it is binary."""
+        if part == "other":
+            return None
+        result = as_tensor(output)
+        shape = (*self._logits.shape[:1], *self._size) if part == "binary" else self._size
+        if result.numel() != torch.Size(shape).numel():
+            return Verdict(float("inf"), 0.0, result.numel())
+        result = result.reshape(shape)
+        judge = self._masks if part == "binary" else self._labels
+        return judge(result[..., self._rows, :])
+
+    def _labels(self, labels: Tensor) -> Verdict:
+        error, wrong, ties = 0.0, 0, 0
+        for band, values, tap in self._bands():
+            chosen = labels[band].long()
+            valid = (chosen >= 0) & (chosen < len(values))
+            chosen = torch.where(valid, chosen, 0)
+            best, index = values.max(0)
+            deficit = best - values.gather(0, chosen[None])[0]
+            error = max(error, _most((deficit / tap.amax(0).clamp(min=1e-30))[valid]))
+            wrong += int((~valid).sum())
+            ties += int((valid & (chosen != index)).sum())
+        return Verdict(error, 2 * self._tolerance, wrong, ties)
+
+    def _masks(self, masks: Tensor, threshold: float = 0.5) -> Verdict:
+        error, ties = 0.0, 0
+        for band, values, tap in self._bands():
+            different = (values > threshold) != (masks[:, band] != 0)
+            error = max(
+                error, _most(((values - threshold).abs() / tap.clamp(min=1e-30))[different])
+            )
+            ties += int(different.sum())
+        return Verdict(error, self._tolerance, 0, ties)
+
+
+class SampleGate:
+    """Bilinear samples [1,M,C] of [1,C,h,w] features at pixel points inside the map."""
+
+    def __init__(self, features: Tensor, points: Tensor, stride: float) -> None:
+        """Compute the oracle from ``points`` (x, y) in pixels; one cell is ``stride`` pixels."""
+        maps = features[0].double()
+        position = points[0].double() / stride - 0.5
+        base = position.floor().long()
+        fraction = position - base
+        limit = torch.tensor([maps.shape[2] - 1, maps.shape[1] - 1])
+        self._oracle = torch.zeros(points.shape[1], maps.shape[0], dtype=torch.float64)
+        self._tap = torch.zeros_like(self._oracle)
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            x, y = torch.minimum(base + torch.tensor([dx, dy]), limit).unbind(1)
+            weight = (1 - (fraction - torch.tensor([dx, dy])).abs()).prod(1)
+            values = maps[:, y, x].T
+            self._oracle += weight[:, None] * values
+            self._tap = torch.maximum(self._tap, values.abs())
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the sampled features."""
+        if part == "other":
+            return None
+        result = as_tensor(output).double()
+        if result.numel() != self._oracle.numel():
+            return Verdict(float("inf"), TAP_TOLERANCE["bilinear"], result.numel())
+        error = (result.reshape(self._oracle.shape) - self._oracle).abs() / self._tap
+        return Verdict(_most(error.flatten()), TAP_TOLERANCE["bilinear"])

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our candidates: thin calls of ``patchword.ops``, reported as not available where it is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from benchmarks.common import NotAvailable, Run
+from benchmarks.registry import Inputs
+
+
+def find_op(name: str) -> Callable[..., Any]:
+    """Return ``patchword.ops.<name>``.
+
+    Raises:
+        NotAvailable: the package does not import or has no such op.
+    """
+    try:
+        from patchword import ops
+    except ImportError as error:
+        raise NotAvailable(f"patchword.ops does not import: {error}") from error
+    try:
+        function: Callable[..., Any] = getattr(ops, name)
+    except (AttributeError, ImportError) as error:
+        raise NotAvailable(f"patchword.ops.{name} is missing: {error}") from error
+    return function
+
+
+def _bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
+    return partial(find_op(name), *arguments, backend=backend, **options)
+
+
+def mutual(inputs: Inputs, backend: str) -> Run:
+    """Mutual nearest neighbours, both directions in one pass."""
+    sets = inputs["descriptors0"], inputs["descriptors1"]
+    return _bind("mutual_nearest_neighbors", backend, *sets, metric="dot")
+
+
+def softmax_map(inputs: Inputs, backend: str) -> Run:
+    """Similarity maps with queries packed beforehand."""
+    if backend != "native":
+        return softmax_map_unpacked(inputs, backend)
+    packed = find_op("pack_queries")(inputs["queries"])
+    return softmax_map_unpacked({**inputs, "queries": packed}, backend)
+
+
+def softmax_map_unpacked(inputs: Inputs, backend: str) -> Run:
+    """Similarity maps with queries packed in every call."""
+    arguments = inputs["patches"], inputs["queries"]
+    options = {"scale": inputs["scale"], "output": "softmax", "channels_last": True}
+    return _bind("patch_similarity", backend, *arguments, **options)
+
+
+def labels(inputs: Inputs, backend: str) -> Run:
+    """Labels of upsampled logits."""
+    arguments = inputs["logits"], inputs["size"]
+    return _bind("mask_upsample", backend, *arguments, mode=inputs["mode"], output="labels")
+
+
+def masks(inputs: Inputs, backend: str) -> Run:
+    """Thresholded upsampled logits."""
+    arguments = inputs["logits"], inputs["size"]
+    return _bind(
+        "mask_upsample", backend, *arguments, mode=inputs["mode"], output="binary", threshold=0.5
+    )
+
+
+def sample(inputs: Inputs, backend: str) -> Run:
+    """Features sampled at points."""
+    arguments = inputs["features"], inputs["points"]
+    return _bind("sample_features", backend, *arguments, stride=inputs["stride"])
