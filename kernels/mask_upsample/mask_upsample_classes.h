@@ -2,9 +2,9 @@
 // Inner loops that compare the classes of a pixel: pixels in lanes, classes in the loop. For level
 // units only.
 //
-// A strip of kStrip pixels holds, per class, the rows of one vertical cell expanded to those pixels.
-// It is expanded once and mixed for every output row of the cell: per pixel and class one fused
-// multiply-add, one compare, one maximum and one select.
+// A strip of kStrip pixels holds, per class, the rows of one vertical cell expanded to those
+// pixels. It is expanded once and mixed for every output row of the cell: per pixel and class one
+// fused multiply-add, one compare, one maximum and one select.
 #pragma once
 
 #include "kernels/mask_upsample/axis_rows.h"

@@ -21,8 +21,8 @@ struct ClassSpan {
 struct PixelSpan {
   int64_t image;
   int32_t y, x;
-  int32_t inside;       // pixels within the picture: 0 .. kPixels
-  uint32_t evaluated;   // one bit per pixel
+  int32_t inside;      // pixels within the picture: 0 .. kPixels
+  uint32_t evaluated;  // one bit per pixel
 
   PW_DEVICE PixelSpan(const MaskUpsampleParams& p, const Tile& tile, bool owns) {
     image = tile.image;
@@ -30,13 +30,14 @@ struct PixelSpan {
     x = static_cast<int32_t>(tile.x0) + tile.my_column();
     const int64_t left = p.out_width - x;
     inside = !owns || y >= p.out_height || left <= 0
-                 ? 0 : static_cast<int32_t>(simt::min<int64_t>(left, kPixels));
+                 ? 0
+                 : static_cast<int32_t>(simt::min<int64_t>(left, kPixels));
     evaluated = 0;
     PW_UNROLL
     for (int i = 0; i < kPixels; ++i) {
-      const bool counts = i < inside &&
-                          (p.region == nullptr ||
-                           p.region[image * p.region_stride + y * p.out_width + x + i] != 0);
+      const bool counts =
+          i < inside &&
+          (p.region == nullptr || p.region[image * p.region_stride + y * p.out_width + x + i] != 0);
       evaluated |= (counts ? 1u : 0u) << i;
     }
   }
@@ -184,7 +185,8 @@ struct LabelSink : OnePassSink {
   bool owns;
   Best best;
 
-  PW_DEVICE LabelSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
+  PW_DEVICE LabelSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels,
+                      const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) { best.take(c, v); }
   PW_DEVICE void finish() { store_labels(p, PixelSpan(p, tile, owns), best.label); }
@@ -197,7 +199,8 @@ struct ConfidenceSink : OnePassSink {
   Best best;
   RunningSum sum;
 
-  PW_DEVICE ConfidenceSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
+  PW_DEVICE ConfidenceSink(const MaskUpsampleParams& params, const Tile& block_tile,
+                           bool has_pixels, const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
   // Classes further below the best than this change the sum by less than its rounding.
   PW_DEVICE static float margin(const MaskUpsampleParams& params) {
@@ -227,7 +230,8 @@ struct SoftmaxSink {
   RunningSum sum;
   int32_t next = 0;  // classes below are written
 
-  PW_DEVICE SoftmaxSink(const MaskUpsampleParams& params, const Tile& tile, bool owns, const ClassSpan&)
+  PW_DEVICE SoftmaxSink(const MaskUpsampleParams& params, const Tile& tile, bool owns,
+                        const ClassSpan&)
       : p(params), span(params, tile, owns) {}
   PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void start(int pass) {
@@ -245,8 +249,7 @@ struct SoftmaxSink {
     float probability[kPixels];
     PW_UNROLL
     for (int i = 0; i < kPixels; ++i) {
-      probability[i] =
-          simt::fast_exp2((v[i] - best.value[i]) * (p.scale * kLog2e)) * sum.sum[i];
+      probability[i] = simt::fast_exp2((v[i] - best.value[i]) * (p.scale * kLog2e)) * sum.sum[i];
     }
     store_map(p, span, c, probability);
     next = static_cast<int32_t>(c) + 1;
@@ -267,7 +270,8 @@ struct ConfusionSink : OnePassSink {
   bool owns;
   Best best;
 
-  PW_DEVICE ConfusionSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
+  PW_DEVICE ConfusionSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels,
+                          const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) { best.take(c, v); }
   PW_DEVICE void finish() {
@@ -307,7 +311,8 @@ struct MeasureSink : OnePassSink {
   const MaskUpsampleParams& p;
   PixelSpan span;
 
-  PW_DEVICE MeasureSink(const MaskUpsampleParams& params, const Tile& tile, bool owns, const ClassSpan&)
+  PW_DEVICE MeasureSink(const MaskUpsampleParams& params, const Tile& tile, bool owns,
+                        const ClassSpan&)
       : p(params), span(params, tile, owns) {}
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) {
     uint32_t low = 0xffffffffu, high = 0u;
@@ -383,8 +388,10 @@ struct MapSink : OnePassSink {
     const float zeros[kPixels] = {};
     const uint8_t none[kPixels] = {};
     for (; next < c; ++next) {
-      if (p.output == UpsampleOutput::kBinary) store_bytes(next, none);
-      else store_map(p, span, next, zeros);
+      if (p.output == UpsampleOutput::kBinary)
+        store_bytes(next, none);
+      else
+        store_map(p, span, next, zeros);
     }
   }
 };

@@ -93,7 +93,7 @@ def decide(
             value += _tap_weight(ty, j, TAPS_Y) * mixed
         base += stride_c
         # Minus infinity wins only where there is nothing else; a NaN never does.
-        wins = ((value > best) | ((label < 0) & (value == value))) & live
+        wins = ((value > best) | ((label < 0) & (value == value))) & live  # noqa: PLR0124
         best = tl.where(wins, value, best)
         label = tl.where(wins, c, label)
     if HAS_REGION:
