@@ -10,10 +10,10 @@ namespace {
 constexpr int kWarps = kThreads / 32;
 
 struct CandidateScratch {
-  float* warp_values;      // [kWarps]
-  int32_t* warp_counts;    // [kWarps]
-  int32_t* unbounded;      // [1]
-  uint16_t* list;          // [kGroup] classes, counted from the group's first
+  float* warp_values;    // [kWarps]
+  int32_t* warp_counts;  // [kWarps]
+  int32_t* unbounded;    // [1]
+  uint16_t* list;        // [kGroup] classes, counted from the group's first
 };
 
 PW_DEVICE int set_bits(unsigned word) {

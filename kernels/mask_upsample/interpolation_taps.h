@@ -48,7 +48,7 @@ PW_PORTABLE float cubic_far(float x) {  // 1 < |x| < 2
 }
 
 PW_PORTABLE AxisTaps axis_taps(int64_t in, int64_t out, float scale, int64_t coordinate,
-                                  UpsampleMode mode, bool align_corners) {
+                               UpsampleMode mode, bool align_corners) {
   AxisTaps taps{};
   if (in == out) {
     taps.first = static_cast<int32_t>(coordinate);

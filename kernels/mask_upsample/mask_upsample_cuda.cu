@@ -7,14 +7,11 @@
 namespace patchword {
 namespace {
 
-// 84 registers a thread; with fewer the taps would be spilled.
-constexpr int kBlocksPerProcessor = 3;
-
 // A block decides kTileRows x kTileColumns pixels (fewer when downsampling) for classes
-// [blockIdx.y * classes_per_block, ..) of image first_image + blockIdx.z. Traffic: the tile's cells once per chunk (from
-// L2 after the first tile), the output once. Sink: what becomes of the values.
+// [blockIdx.y * classes_per_block, ..) of image first_image + blockIdx.z. Traffic: the tile's cells
+// once per chunk (from L2 after the first tile), the output once. Sink: what becomes of the values.
 template <int kTaps, class Sink>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, kBlocksPerProcessor)
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, Sink::kBlocks)
     upsample(const MaskUpsampleParams p, bool sparse, bool prune, int64_t classes_per_block,
              int64_t first_image) {
   PW_SHARED(float, arena, kArena);
@@ -40,11 +37,12 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, kBlocksPerProcessor)
   const int64_t end = simt::min<int64_t>(begin + classes_per_block, p.channels);
   Sink sink(p, tile, owns, ClassSpan{begin, end});
   const int chunk = chunk_classes(tile);
-  PW_UNROLL
   for (int pass = 0; pass < Sink::kPasses; ++pass) {
+    sink.start(pass);
     for (int64_t group = begin; group < end; group += kGroup) {
-      const int count = list_candidates(p, tile, tables, group, simt::min<int64_t>(group + kGroup, end),
-                                        prune, Sink::margin(p), scratch);
+      const int count =
+          list_candidates(p, tile, tables, group, simt::min<int64_t>(group + kGroup, end), prune,
+                          Sink::margin(p), scratch);
       for (int first = 0; first < count; first += chunk) {
         const int now = simt::min(chunk, count - first);
         const float* mixed = stage_classes<kTaps>(p, tile, tables, list + first, group, now);
@@ -69,31 +67,32 @@ simt::Status launch(const MaskUpsampleParams& p, int64_t classes_per_block, bool
   const int64_t tiles =
       simt::ceil_div<int64_t>(p.out_height, sparse ? kSparseRows : kTileRows) *
       simt::ceil_div<int64_t>(p.out_width, sparse ? kSparseColumns : kTileColumns);
-  const int64_t spans = simt::ceil_div<int64_t>(simt::max<int64_t>(p.channels, 1), classes_per_block);
+  const int64_t spans =
+      simt::ceil_div<int64_t>(simt::max<int64_t>(p.channels, 1), classes_per_block);
   constexpr int64_t kMaxGridZ = 65535;
   for (int64_t image = 0; image < p.batch; image += kMaxGridZ) {
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(spans),
                     static_cast<unsigned>(simt::min<int64_t>(p.batch - image, kMaxGridZ)));
-    const simt::Status status =
-        p.mode == UpsampleMode::kBilinear
-            ? PW_LAUNCH((upsample<2, Sink>), grid, dim3(kThreads), 0, stream, p, sparse, prune,
-                        classes_per_block, image)
-            : PW_LAUNCH((upsample<4, Sink>), grid, dim3(kThreads), 0, stream, p, sparse, prune,
-                        classes_per_block, image);
+    const simt::Status status = p.mode == UpsampleMode::kBilinear
+                                    ? PW_LAUNCH((upsample<2, Sink>), grid, dim3(kThreads), 0,
+                                                stream, p, sparse, prune, classes_per_block, image)
+                                    : PW_LAUNCH((upsample<4, Sink>), grid, dim3(kThreads), 0,
+                                                stream, p, sparse, prune, classes_per_block, image);
     if (!status.ok()) return status;
   }
   return {};
 }
 
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) fill_words(uint32_t* words, int64_t count, uint32_t even,
-                                                     uint32_t odd) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
+    fill_words(uint32_t* words, int64_t count, uint32_t even, uint32_t odd) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < count) words[i] = i % 2 == 0 ? even : odd;
 }
 
 simt::Status fill(void* memory, int64_t words, uint32_t even, uint32_t odd, void* stream) {
   if (words == 0) return {};
-  return PW_LAUNCH(fill_words, dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(words, kThreads))),
+  return PW_LAUNCH(fill_words,
+                   dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(words, kThreads))),
                    dim3(kThreads), 0, stream, static_cast<uint32_t*>(memory), words, even, odd);
 }
 
@@ -101,7 +100,8 @@ simt::Status run_maps(const MaskUpsampleParams& p, void* stream) {
   // Several classes share the tile's tables, few enough for small batches to fill the chip.
   constexpr int64_t kClassesPerBlock = 8;
   if (p.output == UpsampleOutput::kMinMax) {
-    const simt::Status filled = fill(p.workspace, 2 * p.batch * p.channels, 0xffffffffu, 0u, stream);
+    const simt::Status filled =
+        fill(p.workspace, 2 * p.batch * p.channels, 0xffffffffu, 0u, stream);
     if (!filled.ok()) return filled;
     const simt::Status measured = launch<MeasureSink>(p, kClassesPerBlock, false, stream);
     if (!measured.ok()) return measured;

@@ -144,8 +144,8 @@ GradScratch grad_scratch(const UpsamplePlan& plan) {
 
 int64_t mask_upsample_workspace(const MaskUpsampleParams& p, int threads) {
   const UpsamplePlan plan = make_plan(p, nullptr);
-  const int64_t each = compares_classes(p.output) ? class_scratch(p, plan).total
-                                                  : map_scratch(plan).total;
+  const int64_t each =
+      compares_classes(p.output) ? class_scratch(p, plan).total : map_scratch(plan).total;
   return kAlign + table_bytes(p) + each * threads;
 }
 

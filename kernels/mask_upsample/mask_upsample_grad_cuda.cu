@@ -47,8 +47,10 @@ struct Axis {
     int64_t low = 0, high = out;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (test(middle)) high = middle;
-      else low = middle + 1;
+      if (test(middle))
+        high = middle;
+      else
+        low = middle + 1;
     }
     return low;
   }
@@ -67,10 +69,18 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
     gather_gradient(const MaskUpsampleGradParams p, int64_t cells, int64_t spans) {
   PW_SHARED(float, sums, kSumColumns);
   const bool align = p.align_corners != 0;
-  const Axis rows{p.height, p.out_height, axis_scale(p.height, p.out_height, align),
-                  axis_tap_count(p.height, p.out_height, p.mode), p.mode, align};
-  const Axis columns{p.width, p.out_width, axis_scale(p.width, p.out_width, align),
-                     axis_tap_count(p.width, p.out_width, p.mode), p.mode, align};
+  const Axis rows{p.height,
+                  p.out_height,
+                  axis_scale(p.height, p.out_height, align),
+                  axis_tap_count(p.height, p.out_height, p.mode),
+                  p.mode,
+                  align};
+  const Axis columns{p.width,
+                     p.out_width,
+                     axis_scale(p.width, p.out_width, align),
+                     axis_tap_count(p.width, p.out_width, p.mode),
+                     p.mode,
+                     align};
   const int64_t block = static_cast<int64_t>(blockIdx.x);
   const int64_t map_row = block / spans;  // b, c, y of the cells
   const int64_t map = map_row / p.height, row = map_row % p.height;
@@ -93,7 +103,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
       sums[x - chunk] = sum;
     }
     simt::sync_block();
-    for (int64_t x = simt::max<int64_t>(my_begin, chunk); x < simt::min<int64_t>(my_end, stop); ++x) {
+    for (int64_t x = simt::max<int64_t>(my_begin, chunk); x < simt::min<int64_t>(my_end, stop);
+         ++x) {
       total = fmaf(columns.weight(x, j), sums[x - chunk], total);
     }
     simt::sync_block();

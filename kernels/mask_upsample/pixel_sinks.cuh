@@ -21,8 +21,8 @@ struct ClassSpan {
 struct PixelSpan {
   int64_t image;
   int32_t y, x;
-  int32_t inside;       // pixels within the picture: 0 .. kPixels
-  uint32_t evaluated;   // one bit per pixel
+  int32_t inside;      // pixels within the picture: 0 .. kPixels
+  uint32_t evaluated;  // one bit per pixel
 
   PW_DEVICE PixelSpan(const MaskUpsampleParams& p, const Tile& tile, bool owns) {
     image = tile.image;
@@ -30,13 +30,14 @@ struct PixelSpan {
     x = static_cast<int32_t>(tile.x0) + tile.my_column();
     const int64_t left = p.out_width - x;
     inside = !owns || y >= p.out_height || left <= 0
-                 ? 0 : static_cast<int32_t>(simt::min<int64_t>(left, kPixels));
+                 ? 0
+                 : static_cast<int32_t>(simt::min<int64_t>(left, kPixels));
     evaluated = 0;
     PW_UNROLL
     for (int i = 0; i < kPixels; ++i) {
-      const bool counts = i < inside &&
-                          (p.region == nullptr ||
-                           p.region[image * p.region_stride + y * p.out_width + x + i] != 0);
+      const bool counts =
+          i < inside &&
+          (p.region == nullptr || p.region[image * p.region_stride + y * p.out_width + x + i] != 0);
       evaluated |= (counts ? 1u : 0u) << i;
     }
   }
@@ -169,29 +170,37 @@ struct RunningSum {
   }
 };
 
-struct LabelSink {
+struct OnePassSink {
   static constexpr int kPasses = 1;
+  // Blocks per multiprocessor: 84 registers a thread; with fewer the taps would be spilled.
+  static constexpr int kBlocks = 3;
+  PW_DEVICE void start(int) {}
+  // Classes this far below the best may still matter.
+  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
+};
+
+struct LabelSink : OnePassSink {
   const MaskUpsampleParams& p;
   const Tile& tile;
   bool owns;
   Best best;
 
-  PW_DEVICE LabelSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
+  PW_DEVICE LabelSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels,
+                      const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) { best.take(c, v); }
   PW_DEVICE void finish() { store_labels(p, PixelSpan(p, tile, owns), best.label); }
 };
 
-struct ConfidenceSink {
-  static constexpr int kPasses = 1;
+struct ConfidenceSink : OnePassSink {
   const MaskUpsampleParams& p;
   const Tile& tile;
   bool owns;
   Best best;
   RunningSum sum;
 
-  PW_DEVICE ConfidenceSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
+  PW_DEVICE ConfidenceSink(const MaskUpsampleParams& params, const Tile& block_tile,
+                           bool has_pixels, const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
   // Classes further below the best than this change the sum by less than its rounding.
   PW_DEVICE static float margin(const MaskUpsampleParams& params) {
@@ -214,15 +223,22 @@ struct ConfidenceSink {
 // Two passes over the classes: the sum, then the probabilities.
 struct SoftmaxSink {
   static constexpr int kPasses = 2;
+  static constexpr int kBlocks = 2;
   const MaskUpsampleParams& p;
   PixelSpan span;
   Best best;
   RunningSum sum;
   int32_t next = 0;  // classes below are written
 
-  PW_DEVICE SoftmaxSink(const MaskUpsampleParams& params, const Tile& tile, bool owns, const ClassSpan&)
+  PW_DEVICE SoftmaxSink(const MaskUpsampleParams& params, const Tile& tile, bool owns,
+                        const ClassSpan&)
       : p(params), span(params, tile, owns) {}
   PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
+  PW_DEVICE void start(int pass) {
+    if (pass == 0) return;
+    PW_UNROLL
+    for (int i = 0; i < kPixels; ++i) sum.sum[i] = sum.inverse(best, i);
+  }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int pass) {
     if (pass == 0) {
       sum.take(best, v, p.scale * kLog2e);
@@ -233,8 +249,7 @@ struct SoftmaxSink {
     float probability[kPixels];
     PW_UNROLL
     for (int i = 0; i < kPixels; ++i) {
-      const float e = simt::fast_exp2((v[i] - best.value[i]) * (p.scale * kLog2e));
-      probability[i] = e * sum.inverse(best, i);
+      probability[i] = simt::fast_exp2((v[i] - best.value[i]) * (p.scale * kLog2e)) * sum.sum[i];
     }
     store_map(p, span, c, probability);
     next = static_cast<int32_t>(c) + 1;
@@ -249,16 +264,15 @@ struct SoftmaxSink {
 };
 
 // Counts go to global memory one by one: integer sums commute, so the result never varies.
-struct ConfusionSink {
-  static constexpr int kPasses = 1;
+struct ConfusionSink : OnePassSink {
   const MaskUpsampleParams& p;
   const Tile& tile;
   bool owns;
   Best best;
 
-  PW_DEVICE ConfusionSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels, const ClassSpan&)
+  PW_DEVICE ConfusionSink(const MaskUpsampleParams& params, const Tile& block_tile, bool has_pixels,
+                          const ClassSpan&)
       : p(params), tile(block_tile), owns(has_pixels) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) { best.take(c, v); }
   PW_DEVICE void finish() {
     const PixelSpan span(p, tile, owns);
@@ -293,14 +307,13 @@ PW_DEVICE float from_ordered_bits(uint32_t bits) {
 }
 
 // Smallest and largest evaluated value of every map: workspace [B * C][2] ordered bits.
-struct MeasureSink {
-  static constexpr int kPasses = 1;
+struct MeasureSink : OnePassSink {
   const MaskUpsampleParams& p;
   PixelSpan span;
 
-  PW_DEVICE MeasureSink(const MaskUpsampleParams& params, const Tile& tile, bool owns, const ClassSpan&)
+  PW_DEVICE MeasureSink(const MaskUpsampleParams& params, const Tile& tile, bool owns,
+                        const ClassSpan&)
       : p(params), span(params, tile, owns) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) {
     uint32_t low = 0xffffffffu, high = 0u;
     PW_UNROLL
@@ -319,8 +332,7 @@ struct MeasureSink {
 };
 
 // Logits, sigmoid, min-max or threshold of every class; excluded classes are cleared on the way.
-struct MapSink {
-  static constexpr int kPasses = 1;
+struct MapSink : OnePassSink {
   const MaskUpsampleParams& p;
   PixelSpan span;
   int64_t next, end;  // classes below `next` are written
@@ -328,7 +340,6 @@ struct MapSink {
   PW_DEVICE MapSink(const MaskUpsampleParams& params, const Tile& tile, bool owns,
                     const ClassSpan& classes)
       : p(params), span(params, tile, owns), next(classes.begin), end(classes.end) {}
-  PW_DEVICE static float margin(const MaskUpsampleParams&) { return 0.0f; }
 
   PW_DEVICE void take(int64_t c, const float (&v)[kPixels], int) {
     clear_to(c);
@@ -377,8 +388,10 @@ struct MapSink {
     const float zeros[kPixels] = {};
     const uint8_t none[kPixels] = {};
     for (; next < c; ++next) {
-      if (p.output == UpsampleOutput::kBinary) store_bytes(next, none);
-      else store_map(p, span, next, zeros);
+      if (p.output == UpsampleOutput::kBinary)
+        store_bytes(next, none);
+      else
+        store_map(p, span, next, zeros);
     }
   }
 };

@@ -10,14 +10,14 @@
 namespace patchword {
 namespace {
 
-constexpr int kTileRows = 16, kTileColumns = 64;        // upsampling: neighbours share cells
-constexpr int kSparseRows = 8, kSparseColumns = 32;     // downsampling: every pixel has its own
-constexpr int kPixels = 4;                              // neighbouring pixels of one thread
+constexpr int kTileRows = 16, kTileColumns = 64;     // upsampling: neighbours share cells
+constexpr int kSparseRows = 8, kSparseColumns = 32;  // downsampling: every pixel has its own
+constexpr int kPixels = 4;                           // neighbouring pixels of one thread
 constexpr int kThreads = kTileRows * kTileColumns / kPixels;
 // Cells of a tile, per axis: dense tiles span at most kTileColumns + 3 cells at scale 1.
 constexpr int kMaxRowCells = 4 * kSparseRows, kMaxColumnCells = 4 * kSparseColumns;
-constexpr int kArena = 6144;      // floats of staged and mixed classes: 24 KB
-constexpr int kGroup = 2048;      // classes whose candidates are listed together
+constexpr int kArena = 6144;  // floats of staged and mixed classes: 24 KB
+constexpr int kGroup = 2048;  // classes whose candidates are listed together
 
 PW_DEVICE float load_value(const MaskUpsampleParams& p, int64_t offset) {
   switch (p.dtype) {
@@ -40,8 +40,8 @@ struct TileTables {
 
 struct Tile {
   int64_t image;
-  int64_t y0, x0;        // first output pixel
-  int rows, columns;     // output pixels of a full tile
+  int64_t y0, x0;     // first output pixel
+  int rows, columns;  // output pixels of a full tile
   int row_cells, column_cells;
   int row_taps, column_taps;
 
@@ -97,8 +97,7 @@ PW_DEVICE Tile make_tile(const MaskUpsampleParams& p, int64_t image, bool sparse
   tile.row_taps = axis_tap_count(p.height, p.out_height, p.mode);
   tile.column_taps = axis_tap_count(p.width, p.out_width, p.mode);
   fill_axis(p.height, p.out_height, tile.y0, tile.rows, sparse, p.mode, p.align_corners != 0,
-            tile.row_taps, tables.row_slot, tables.row_weight, tables.source_row,
-            &tile.row_cells);
+            tile.row_taps, tables.row_slot, tables.row_weight, tables.source_row, &tile.row_cells);
   fill_axis(p.width, p.out_width, tile.x0, tile.columns, sparse, p.mode, p.align_corners != 0,
             tile.column_taps, tables.column_slot, tables.column_weight, tables.source_column,
             &tile.column_cells);
@@ -126,10 +125,9 @@ PW_DEVICE const float* stage_classes(const MaskUpsampleParams& p, const Tile& ti
     const int k = class_fastest ? i % count : i / cells;
     const int cell = class_fastest ? i / count : i % cells;
     const int row = cell / tile.column_cells, column = cell % tile.column_cells;
-    raw[k * cells + cell] = load_value(
-        p, base + (class_base + classes[k]) * p.logits_stride[1] +
-               tables.source_row[row] * p.logits_stride[2] +
-               tables.source_column[column] * p.logits_stride[3]);
+    raw[k * cells + cell] = load_value(p, base + (class_base + classes[k]) * p.logits_stride[1] +
+                                              tables.source_row[row] * p.logits_stride[2] +
+                                              tables.source_column[column] * p.logits_stride[3]);
   }
   simt::sync_block();
   float* mixed = raw + raw_total;

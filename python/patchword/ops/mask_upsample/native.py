@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 from patchword.ops.mask_upsample import reference
 
 # The same numbers as in kernels/mask_upsample/mask_upsample.h.
@@ -29,7 +29,7 @@ LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _LABEL_OF_TAG = {DTYPE_TAGS[dtype]: dtype for dtype in LABEL_DTYPES}
 
 
-def refuse(logits: Tensor) -> str | None:
+def refuse(logits: Tensor, output: str = "labels") -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
     return _library.refuse_device(logits) or _library.refuse_dtype(logits)
 

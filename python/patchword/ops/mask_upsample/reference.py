@@ -20,10 +20,27 @@ def upsample(logits: Tensor, size: tuple[int, int], *, mode: str, align_corners:
         compute_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         return logits.new_zeros((batch, channels, *size), dtype=compute_dtype)
     compute = logits.double() if logits.dtype == torch.float64 else logits.float()
-    upsampled: Tensor = torch.nn.functional.interpolate(
-        compute, size=size, mode=mode, align_corners=align_corners
+    height, width = logits.shape[2:]
+    # An axis that keeps its size is copied: its neighbours must not come in with a weight of 0,
+    # which would spread NaN. Its cells become channels.
+    if (height, width) == size:
+        return compute
+    if width == size[1]:
+        folded = compute.permute(0, 1, 3, 2).reshape(batch, channels * width, height, 1)
+        out = _interpolate(folded, (size[0], 1), mode, align_corners)
+        return out.reshape(batch, channels, width, size[0]).transpose(2, 3).contiguous()
+    if height == size[0]:
+        folded = compute.reshape(batch, channels * height, 1, width)
+        out = _interpolate(folded, (1, size[1]), mode, align_corners)
+        return out.reshape(batch, channels, *size)
+    return _interpolate(compute, size, mode, align_corners)
+
+
+def _interpolate(values: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+    out: Tensor = torch.nn.functional.interpolate(
+        values, size=size, mode=mode, align_corners=align_corners
     )
-    return upsampled
+    return out
 
 
 def _per_class(values: Tensor | None, like: Tensor) -> Tensor | None:
@@ -63,9 +80,9 @@ def finish_maps(
     """
     live = _per_class(class_mask, values)
     if output == "binary":
-        limit = (
-            _per_class(threshold.float(), values) if isinstance(threshold, Tensor) else threshold
-        )
+        limit = threshold
+        if isinstance(threshold, Tensor):
+            limit = threshold.float().expand(values.shape[:2])[:, :, None, None]
         out = values > limit
     elif output == "sigmoid":
         out = torch.sigmoid(values * scale)
