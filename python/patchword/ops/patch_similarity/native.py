@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,9 @@ OUTPUT_SLOTS: dict[str, tuple[int, ...]] = {
 NUM_RESULTS = 10
 DIFFERENTIABLE = (0, 1, 2, 7)  # logits, softmax, sigmoid, logsumexp
 MAX_TOP_K = 32
+
+_kept = threading.local()
+_KEPT_BYTES = 1 << 22
 
 
 def refuse(
@@ -201,27 +205,21 @@ def _fill(
     numbers = (scale_value, bias_value, 0.0 if background is None else background, eps)
     sizes = (batch, count, depth, queries.shape[-2], num_classes)
     strides = (*patches.stride(), *((0,) if shared else ()), *queries.stride(), mask_stride)
-    scratch = None
-    if device == _library.CPU:
-        size = C.patch_similarity_workspace(
-            threads, inputs, outputs & 64 != 0, options, sizes, strides
-        )
-        scratch = torch.empty(size, dtype=torch.uint8, device=patches.device)
-    elif group_offsets is not None:
-        shape = (batch, count, queries.shape[-2])
-        scratch = torch.empty(shape, dtype=torch.float32, device=patches.device)
-    C.patch_similarity_forward(
-        device,
-        stream,
-        threads,
-        inputs,
-        tuple([_address(result) for result in results]),
-        _address(scratch),
-        options,
-        numbers,
-        sizes,
-        strides,
+    arguments = (inputs, tuple([_address(result) for result in results]))
+    rest = (options, numbers, sizes, strides)
+    # A small workspace outlives the call, one per thread; on a GPU the allocator keeps them anyway.
+    scratch = getattr(_kept, "workspace", None) if device == _library.CPU else None
+    address, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
+    needed = C.patch_similarity_forward(
+        device, stream, threads, *arguments, address, size, *rest
     )
+    if needed:
+        scratch = torch.empty(needed, dtype=torch.uint8, device=patches.device)
+        if needed <= _KEPT_BYTES and device == _library.CPU:
+            _kept.workspace = scratch
+        C.patch_similarity_forward(
+            device, stream, threads, *arguments, scratch.data_ptr(), needed, *rest
+        )
 
 
 def _filled(patches: Tensor, results: list[Tensor | None]) -> tuple[Tensor, ...]:
