@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import numpy as np
+from pictures import similarity_map
 
 from patchword.consensus import (
     ConsensusOptions,
@@ -10,7 +11,6 @@ from patchword.consensus import (
     propose_affine_maps,
 )
 from patchword.geometry import patch_centers, warp_points
-from pictures import similarity_map
 
 
 def _scene(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

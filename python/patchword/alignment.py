@@ -242,7 +242,7 @@ class Aligner:
         alignment: Alignment,
         valid0: Tensor,
     ) -> Alignment:
-        """Fit the map to where patches are seen best in the drawn picture; keep what proves more."""
+        """Fit the map to where patches are seen best in the drawing; keep what proves more."""
         stride, grid = self.backbone.stride, (reference.shape[1], reference.shape[2])
         best = alignment
         for _ in range(self.options.rounds):

@@ -141,7 +141,9 @@ def _robust_weights(
     points0: Matrix, points1: Matrix, weights: Matrix, homography: Matrix, tolerance: float
 ) -> Matrix:
     residual = ((warp_points(homography, points0) - points1) ** 2).sum(axis=1)
-    return weights * np.clip(1.0 - np.nan_to_num(residual, nan=np.inf) / tolerance**2, 0.0, None)
+    votes = np.clip(1.0 - np.nan_to_num(residual, nan=np.inf) / tolerance**2, 0.0, None)
+    robust: Matrix = weights * votes
+    return robust
 
 
 def fit_affine(
