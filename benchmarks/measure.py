@@ -301,8 +301,9 @@ def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Sessi
                 convert = to_numpy if candidate.where != "process" else dict
                 small = None if candidate.compiled else convert(row.inputs(True))
                 candidate.memory = session.template.measure(candidate.build, small, convert(inputs))
-        except NotAvailable as missing:
+        except (NotAvailable, RuntimeError) as error:
             if row.kind == "memory":
-                candidate.drop("not available", str(missing))
+                broken = candidate.role == "ours" and not isinstance(error, NotAvailable)
+                candidate.drop("void" if broken else "not available", str(error))
             else:
-                candidate.note = f"{candidate.note} memory not available: {missing}".strip()
+                candidate.note = f"{candidate.note} memory not available: {error}".strip()

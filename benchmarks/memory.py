@@ -87,7 +87,12 @@ def _child(request: tuple[Any, ...]) -> tuple[str, Any]:
     except MemoryError:
         return "missing", "out of memory"
     except Exception as error:
-        return "missing", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        message = (str(error).splitlines() or [""])[0]
+        if "DefaultCPUAllocator" in message:  # torch's form of MemoryError
+            return "missing", "out of memory"
+        if type(error).__name__ == "BackendError":
+            return "missing", message
+        return "error", f"raised {type(error).__name__}: {message}"
 
 
 class MemoryTemplate:
@@ -119,6 +124,7 @@ class MemoryTemplate:
 
         Raises:
             NotAvailable: the candidate cannot run or was killed; the message says why.
+            RuntimeError: the candidate raised an error.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
@@ -126,6 +132,8 @@ class MemoryTemplate:
         pickle.dump((build, small, full, self._threads), stdin)
         stdin.flush()
         status, value = pickle.load(stdout)
+        if status == "error":
+            raise RuntimeError(value)
         if status != "ok":
             raise NotAvailable(value)
         peak, kept = value

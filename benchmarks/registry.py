@@ -24,6 +24,9 @@ class OwnBuild(Protocol):
 Kind = Literal["speed", "memory", "overhead", "sharing"]
 Where = Literal["process", "blas", "blas-skylakex"]
 
+EACH_ALONE = "each alone, summed"
+"""The one comparison of a sharing row: the sum of its peers' times."""
+
 OP_MODULES = (
     "benchmarks.ops.correspondence",
     "benchmarks.ops.patch_similarity",

@@ -76,6 +76,9 @@ class FakeLocalizer:
     def __init__(self, **options: Any) -> None:
         pass
 
+    def encode_texts(self, texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
     def locate(self, image: np.ndarray, texts: Sequence[str]) -> FakeLocateResult:
         FakeLocalizer.calls += 1
         height, width = image.shape[:2]

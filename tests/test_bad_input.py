@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pytest
 from PIL import Image
 
-import fakes
 from patchword.cli.main import main
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)

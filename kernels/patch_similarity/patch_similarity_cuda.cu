@@ -33,12 +33,19 @@ PW_HOST_DEVICE SharedLayout shared_layout(int64_t classes, int top_k) {
   return s;
 }
 
+// `rows` rows from `first` on, of one batch entry.
 template <class T>
-PW_DEVICE bool vector_rows(const void* first, int64_t batch_stride, int64_t row_stride,
-                           int64_t depth_stride) {
+PW_DEVICE RowSource<T> row_source(const void* data, const int64_t (&stride)[3], int64_t batch,
+                                  int64_t first, int rows) {
   constexpr int64_t kPerChunk = 16 / static_cast<int64_t>(sizeof(T));
-  return depth_stride == 1 && row_stride % kPerChunk == 0 && batch_stride % kPerChunk == 0 &&
-         reinterpret_cast<std::uintptr_t>(first) % 16 == 0;
+  RowSource<T> source;
+  source.first = static_cast<const T*>(data) + batch * stride[0] + first * stride[1];
+  source.row_stride = stride[1];
+  source.depth_stride = stride[2];
+  source.rows = rows;
+  source.vector = stride[2] == 1 && stride[1] % kPerChunk == 0 && stride[0] % kPerChunk == 0 &&
+                  reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
+  return source;
 }
 
 PW_DEVICE float inverse_norm(float squares, float eps) {
@@ -50,20 +57,15 @@ PW_DEVICE float inverse_norm(float squares, float eps) {
 template <class T>
 PW_DEVICE void fill_products(const PatchSimilarityParams& p, LogitTile& t, unsigned char* arena,
                              float* row_squares, float* column_squares) {
-  const int64_t b = t.batch;
-  RowSource<T> rows;
-  rows.first = static_cast<const T*>(p.patches) + b * p.patches_stride[0] + t.first_patch * p.patches_stride[1];
-  rows.row_stride = p.patches_stride[1];
-  rows.depth_stride = p.patches_stride[2];
-  rows.rows = t.rows;
-  rows.vector = vector_rows<T>(p.patches, p.patches_stride[0], p.patches_stride[1], p.patches_stride[2]);
-  RowSource<T> columns;
-  columns.first = static_cast<const T*>(p.queries) + b * p.queries_stride[0] + t.first_class * p.queries_stride[1];
-  columns.row_stride = p.queries_stride[1];
-  columns.depth_stride = p.queries_stride[2];
-  columns.rows = t.columns;
-  columns.vector = vector_rows<T>(p.queries, p.queries_stride[0], p.queries_stride[1], p.queries_stride[2]);
-  product_tile<T>(rows, columns, p.dim, arena, t.z, t.step, row_squares, column_squares);
+  // In shared memory, since as registers they would live through the product loop and spill.
+  PW_SHARED(RowSource<T>, sources, 2);
+  if (threadIdx.x == 0) {
+    sources[0] = row_source<T>(p.patches, p.patches_stride, t.batch, t.first_patch, t.rows);
+    sources[1] = row_source<T>(p.queries, p.queries_stride, t.batch, t.first_class, t.columns);
+  }
+  simt::sync_block();
+  product_tile<T>(sources[0], sources[1], p.dim, t.columns, arena, t.z, t.step, row_squares,
+                  column_squares);
 
   const float scale = p.scale ? *p.scale : p.scale_value;
   for (int i = static_cast<int>(threadIdx.x); i < kTileRows + t.columns; i += kThreads) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of 64 patches with up to 256 queries on tensor cores, norms from the same fragments.
+// Products of 64 patches with up to 256 queries on tensor cores, norms from the same slices.
 //
 // 16 warps stand 4 by 4: warp (wr, wc) owns patches [16 wr, 16 wr + 16) and the 8-query tiles
 // wc, wc + 4, ... Both operands pass through shared memory in slices of 64 bytes of depth per row,
@@ -39,6 +39,7 @@ PW_DEVICE void load_slice(const RowSource<T>& source, int padded_rows, int64_t d
                           unsigned char* to) {
   constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));
   constexpr int kChunks = kSliceBytes / 16;
+#pragma unroll 1  // unrolled copies would cost registers that the accumulators need
   for (int i = static_cast<int>(threadIdx.x); i < padded_rows * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
     const int64_t d = d0 + chunk * kPerChunk;
@@ -51,6 +52,7 @@ PW_DEVICE void load_slice(const RowSource<T>& source, int padded_rows, int64_t d
     } else {
       T* elements = reinterpret_cast<T*>(target);
       const T* from = source.first + row * source.row_stride + d * source.depth_stride;
+#pragma unroll 1
       for (int j = 0; j < kPerChunk; ++j) {
         elements[j] = j < valid ? from[j * source.depth_stride] : from_float<T>(0.0f);
       }
@@ -68,35 +70,48 @@ PW_DEVICE float square_of_pair(std::uint32_t pair) {
 // Accumulators of one warp.
 struct WarpTile {
   float sums[kColumnTiles][4];
-  float row_squares[2];               // rows group, group + 8; the depths of this lane's quad
-  float column_squares[kColumnTiles];  // column group of each tile
+  float row_squares[2];  // rows group, group + 8; the depths of this lane's quad
 };
+
+// Squares of one slice of a query: two threads share a row, which costs one register where sums
+// from the fragments would take one for each column tile.
+template <class T>
+PW_DEVICE float column_squares_of(const unsigned char* b, int columns) {
+  constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));
+  const int column = static_cast<int>(threadIdx.x) / 2;
+  float squares = 0.0f;
+  if (column < columns) {
+    const T* part = reinterpret_cast<const T*>(b + column * kRowBytes +
+                                               kSliceBytes / 2 * (threadIdx.x % 2));
+#pragma unroll 1
+    for (int chunk = 0; chunk < kSliceBytes / 32; ++chunk) {
+      const auto values = simt::load_pack<kPerChunk>(part + chunk * kPerChunk);
+      PW_UNROLL
+      for (int j = 0; j < kPerChunk; ++j) squares += to_float(values[j]) * to_float(values[j]);
+    }
+  }
+  return squares;
+}
 
 template <class T>
 PW_DEVICE void multiply_slice(const unsigned char* a, const unsigned char* b, int wr, int wc,
                               int tiles, WarpTile& t) {
   const unsigned lane = simt::lane_id();
   if constexpr (sizeof(T) == 2) {
-    std::uint32_t fragment[2][4];
     PW_UNROLL
     for (int k = 0; k < 2; ++k) {
-      simt::ldmatrix_x4(fragment[k], a + (16 * wr + lane % 16) * kRowBytes + 32 * k + 16 * (lane / 16));
-      t.row_squares[0] += square_of_pair<T>(fragment[k][0]) + square_of_pair<T>(fragment[k][2]);
-      t.row_squares[1] += square_of_pair<T>(fragment[k][1]) + square_of_pair<T>(fragment[k][3]);
-    }
-    PW_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const int tile = wc + 4 * n;
-      if (tile < tiles) {
-        std::uint32_t columns[4];  // depths 0-7, 8-15, 16-23, 24-31 of eight queries
-        simt::ldmatrix_x4(columns, b + (8 * tile + lane % 8) * kRowBytes + 16 * (lane / 8));
-        PW_UNROLL
-        for (int k = 0; k < 2; ++k) {
-          const std::uint32_t pair[2] = {columns[2 * k], columns[2 * k + 1]};
-          simt::mma_m16n8k16<T>(t.sums[n], fragment[k], pair, t.sums[n]);
-          if (wr == 0) {
-            t.column_squares[n] += square_of_pair<T>(pair[0]) + square_of_pair<T>(pair[1]);
-          }
+      std::uint32_t fragment[4];
+      simt::ldmatrix_x4(fragment, a + (16 * wr + lane % 16) * kRowBytes + 32 * k + 16 * (lane / 16));
+      t.row_squares[0] += square_of_pair<T>(fragment[0]) + square_of_pair<T>(fragment[2]);
+      t.row_squares[1] += square_of_pair<T>(fragment[1]) + square_of_pair<T>(fragment[3]);
+      PW_UNROLL
+      for (int n = 0; n < kColumnTiles; ++n) {
+        const int tile = wc + 4 * n;
+        if (tile < tiles) {
+          std::uint32_t columns[2];
+          simt::ldmatrix_x2(columns, b + (8 * tile + lane % 8) * kRowBytes + 32 * k +
+                                         16 * (lane / 8 % 2));
+          simt::mma_m16n8k16<T>(t.sums[n], fragment, columns, t.sums[n]);
         }
       }
     }
@@ -122,7 +137,6 @@ PW_DEVICE void multiply_slice(const unsigned char* a, const unsigned char* b, in
           for (int r = 0; r < 2; ++r) {
             const float w = *reinterpret_cast<const float*>(
                 b + (8 * tile + group) * kRowBytes + 4 * (8 * k + quad + 4 * r));
-            if (wr == 0) t.column_squares[n] += w * w;
             column_high[r] = simt::to_tf32(w);
             column_low[r] = simt::to_tf32(w - bit_cast<float>(column_high[r]));
           }
@@ -139,10 +153,10 @@ PW_DEVICE void multiply_slice(const unsigned char* a, const unsigned char* b, in
 // `arena` holds kStages slices of both operands; z may lie over them.
 template <class T>
 PW_DEVICE void product_tile(const RowSource<T>& rows, const RowSource<T>& columns, int64_t depth,
-                            unsigned char* arena, float* z, int z_step, float* row_squares,
-                            float* column_squares) {
+                            int num_columns, unsigned char* arena, float* z, int z_step,
+                            float* row_squares, float* column_squares) {
   constexpr int kSlice = kSliceBytes / static_cast<int>(sizeof(T));
-  const int tiles = simt::ceil_div(columns.rows, 8);
+  const int tiles = simt::ceil_div(num_columns, 8);
   const int stage_bytes = (kTileRows + 8 * tiles) * kRowBytes;
   const int slices = static_cast<int>(simt::ceil_div<int64_t>(depth, kSlice));
   const int wr = static_cast<int>(simt::warp_id()) % 4, wc = static_cast<int>(simt::warp_id()) / 4;
@@ -150,11 +164,11 @@ PW_DEVICE void product_tile(const RowSource<T>& rows, const RowSource<T>& column
   float total[kColumnTiles][4];
   PW_UNROLL
   for (int n = 0; n < kColumnTiles; ++n) {
-    t.column_squares[n] = 0.0f;
     PW_UNROLL
     for (int i = 0; i < 4; ++i) t.sums[n][i] = total[n][i] = 0.0f;
   }
   t.row_squares[0] = t.row_squares[1] = 0.0f;
+  float squares_of_column = 0.0f;
 
   auto start = [&](int slice) {
     if (slice < slices) {
@@ -166,12 +180,14 @@ PW_DEVICE void product_tile(const RowSource<T>& rows, const RowSource<T>& column
     simt::cp_async_commit();
   };
   for (int s = 0; s < kStages - 1; ++s) start(s);
+#pragma unroll 1
   for (int s = 0; s < slices; ++s) {
     simt::cp_async_wait_group<kStages - 2>();
     simt::sync_block();  // slice s is complete, and slice s - 1 is read to the end
     start(s + kStages - 1);
     const unsigned char* stage = arena + s % kStages * stage_bytes;
     multiply_slice<T>(stage, stage + kTileRows * kRowBytes, wr, wc, tiles, t);
+    squares_of_column += column_squares_of<T>(stage + kTileRows * kRowBytes, 8 * tiles);
     if ((s + 1) % (kRestartDepth / kSlice) == 0) {
       PW_UNROLL
       for (int n = 0; n < kColumnTiles; ++n) {
@@ -196,10 +212,10 @@ PW_DEVICE void product_tile(const RowSource<T>& rows, const RowSource<T>& column
         const int row = 16 * wr + group + 8 * (i / 2);
         z[row * z_step + 8 * tile + 2 * quad + i % 2] = total[n][i] + t.sums[n][i];
       }
-      const float squares = simt::warp_reduce(t.column_squares[n], simt::Sum{}, 4);
-      if (wr == 0 && quad == 0) column_squares[8 * tile + group] = squares;
     }
   }
+  squares_of_column = simt::warp_reduce(squares_of_column, simt::Sum{}, 2);
+  if (threadIdx.x % 2 == 0) column_squares[threadIdx.x / 2] = squares_of_column;
   PW_UNROLL
   for (int r = 0; r < 2; ++r) {
     const float squares = simt::warp_reduce(t.row_squares[r], simt::Sum{}, 4);

@@ -20,6 +20,7 @@ def _candidate(name, role, median=2.0):
     empty = ("seconds_warm", "error", "tolerance", "wrong_elements", "near_ties", "peak_bytes")
     empty += ("result_bytes", "launches", "compile_seconds", "gbs", "gflops", "percent_of_ceiling")
     record = {"name": name, "role": role, "status": "ok", "reason": "", "note": ""}
+    record["comparable"] = True
     return {**record, **dict.fromkeys(empty), "seconds": seconds, "calls_per_sample": 1}
 
 
@@ -93,6 +94,9 @@ def test_losses_list_missed_targets_and_faster_peers_once(record):
     row = record["rows"][0]
     assert [loss["why"] for loss in result.losses([row])] == ["1.50x, target 2x"]
     row["ratios"]["other"] = 0.5
+    assert len(result.losses([row])) == 2
+    row["candidates"].append(_candidate("addition", "peer", 0.1) | {"comparable": False})
+    row["ratios"]["addition"] = 0.05
     assert len(result.losses([row])) == 2
     row["memory_limit"] = {"ratio": 2.0, "reached": 2.5, "met": False}
     assert len(result.losses([row])) == 3

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fakes
 import numpy as np
 import pytest
 from PIL import Image
 
-import fakes
 import patchword
 from patchword.cli.main import COMMANDS, main
 

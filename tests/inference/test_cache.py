@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from patchword.structures import PatchFeatures
+from fakes import FakeMatcher
 from PIL import Image
 
-from fakes import FakeMatcher
 from patchword.errors import DatasetError
 from patchword.inference.cache import FeatureCache
 from patchword.inference.gallery import rank_gallery
+from patchword.structures import PatchFeatures
 
 
 def features(seed: int = 0) -> PatchFeatures:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import FakeLocalizer, FakeMatcher
 from PIL import Image
 
 import patchword
-from fakes import FakeLocalizer, FakeMatcher
 from patchword.errors import ConfigError, DatasetError, OptionError
 from patchword.inference.gallery import rank_gallery
 from patchword.inference.interrupt import StopFlag

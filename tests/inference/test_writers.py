@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeLocalizer, FakeLocateResult, FakeMatcher, FakeMatchResult
 from PIL import Image
 
-from fakes import FakeLocalizer, FakeLocateResult, FakeMatcher, FakeMatchResult
 from patchword.errors import OutputError
 from patchword.inference.writers import save_locate, save_match
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""patch_similarity: the CUDA kernels on the CPU execution layer, and on a GPU where there is one."""
+"""patch_similarity: the CUDA kernels on the CPU execution layer, and on a GPU if any."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_nan_and_infinity(device: str, dtype: torch.dtype) -> None:
     )
     assert others.isfinite().all()
     lost = patch_similarity(
-        patches[:, :4].to(device), queries[:1].to(device), bias=torch.tensor([-torch.inf]).to(device),
+        patches[:, :4].to(device), queries[:1].to(device), bias=bias[:1].to(device) - torch.inf,
         output=("logsumexp", "softmax", "argmax"),
     )  # fmt: skip
     assert lost["logsumexp"].isneginf().all()

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeLocalizer, FakeLocateResult, FakeMatcher, FakeMatchResult
 
 import patchword
-from fakes import FakeLocalizer, FakeLocateResult, FakeMatcher, FakeMatchResult
 from patchword import viz
 from patchword.viz.canvas import fit, one_line
 from patchword.viz.masks import overlay_labels, overlay_mask, resize_labels

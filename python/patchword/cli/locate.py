@@ -58,7 +58,9 @@ class Locate(OutputFlags):
         with stop_on_signal() as stop, open_output(output, settings, overwrite=self.overwrite):
             with self.computing():
                 result = self._localizer().locate(image, list(texts))
-            written = save_locate(result, output, extra={"input": printable(path)})
+            written = save_locate(
+                result, output, extra={"input": printable(path)}, footer=path.name
+            )
         files = {key: str(file) for key, file in written.items()}
         summary = locate_summary(result)
         record = {"input": printable(path), **summary, "output": str(output), "files": files}

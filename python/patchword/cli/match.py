@@ -79,7 +79,12 @@ class Match(OutputFlags):
             with self.computing():
                 result = self._matcher().match(image0, image1, box0=box)
             inputs = {"input0": printable(first), "input1": printable(second)}
-            written = save_match(result, output, extra=inputs)
+            written = save_match(
+                result,
+                output,
+                extra=inputs,
+                footer=f"{first.name} and {second.name}, {self.backbone}",
+            )
         files = {key: str(path) for key, path in written.items()}
         record = {**inputs, **match_summary(result), "output": str(output), "files": files}
         if self.jsonl:

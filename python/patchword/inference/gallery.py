@@ -193,8 +193,11 @@ def rank_gallery(
                     logger.warning("%s It was readable when it was scored.", error)
                     continue
                 result = matcher.match(described, candidate, box0=box)
+                footer = f"{query.name} and {record['key']}"
                 note = {"input": record["key"], "stamp": record["stamp"]}
-                save_match(result, output / hit["output"], extra=note, thumbnail=True)
+                save_match(
+                    result, output / hit["output"], extra=note, thumbnail=True, footer=footer
+                )
                 score = float(result.score)
             hits.append({**hit, "score": score})
         hits.sort(key=lambda hit: (-hit["score"], -hit["quick_score"], hit["key"]))

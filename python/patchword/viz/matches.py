@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchword.viz import canvas
 from patchword.viz.canvas import MARGIN, Pen
 from patchword.viz.masks import overlay_mask, resize_image, resize_mask
-from patchword.viz.style import GREY, SHARED, footer_text, viridis
+from patchword.viz.style import FOOTER, SHARED, viridis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,12 +27,15 @@ _BLANK = 225
 _SUBPIXEL_BITS = 4
 
 
-def match_overlay(result: MatchResult, *, max_lines: int = _MAX_LINES) -> NDArray[np.uint8]:
+def match_overlay(
+    result: MatchResult, *, max_lines: int = _MAX_LINES, footer: str = FOOTER
+) -> NDArray[np.uint8]:
     """Draw both pictures, their shared regions, the best correspondences and a caption.
 
     Args:
         result: What to draw; a picture that it does not hold is drawn as a grey panel.
         max_lines: Most correspondences drawn; well spread ones are preferred.
+        footer: Small grey line: which pictures, which network.
 
     Returns:
         uint8 RGB, about 1600 pixels wide at most.
@@ -61,12 +64,12 @@ def match_overlay(result: MatchResult, *, max_lines: int = _MAX_LINES) -> NDArra
     pen.text(x + 46, line, _caption(result, len(chosen)))
     if len(chosen):
         pen.color_bar(width - MARGIN, line + 22, 120, f"match {low:.2f}", f"{high:.2f}")
-    pen.text(MARGIN, line + 22, footer_text(), size=canvas.SMALL_PX - 1, color=GREY)
+    pen.footer(MARGIN, line + 22, footer)
     pen.done()
     return picture
 
 
-def match_figure(result: MatchResult) -> Figure:
+def match_figure(result: MatchResult, *, footer: str = FOOTER) -> Figure:
     """Draw the same as a matplotlib figure, lines as vectors, for a paper or a notebook."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -99,7 +102,7 @@ def match_figure(result: MatchResult) -> Figure:
         bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=list(axes), shrink=0.6, pad=0.01)
         bar.set_label("match score")
     figure.suptitle(f"matching score {result.score:.2f}: {_caption(result, len(chosen))}", size=11)
-    figure.text(0.995, 0.005, footer_text(), ha="right", va="bottom", size=6, color="0.55")
+    figure.text(0.995, 0.005, footer, ha="right", va="bottom", size=6, color="0.55")
     return figure
 
 

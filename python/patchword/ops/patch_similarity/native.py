@@ -38,7 +38,9 @@ DIFFERENTIABLE = (0, 1, 2, 7)  # logits, softmax, sigmoid, logsumexp
 MAX_TOP_K = 32
 
 
-def refuse(patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5) -> str | None:
+def refuse(
+    patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5, grouped: bool = False
+) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
     reason = _library.refuse_device(patches) or _library.refuse_dtype(patches, queries)
     if reason is None and outputs & 8 and top_k > MAX_TOP_K:

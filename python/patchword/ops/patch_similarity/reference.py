@@ -10,7 +10,8 @@ from torch import Tensor
 def _inverse_norm(vectors: Tensor, cosine: bool, eps: float) -> Tensor:
     if not cosine:
         return vectors.new_ones(())
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(eps).reciprocal()
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return 1 / norm.clamp_min(eps)
 
 
 def _reduce_groups(

@@ -211,7 +211,8 @@ def _through_norm(grad: Tensor, vectors: Tensor) -> Tensor:
     along = (grad.float() * unit).sum(-1, keepdim=True)
     # A shorter vector is divided by a constant: nothing to take away there.
     along = torch.where(length > NORM_EPSILON, along, 0.0)
-    return ((grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)).to(grad.dtype)
+    through: Tensor = (grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)
+    return through.to(grad.dtype)
 
 
 class _SampleFeatures(torch.autograd.Function):
