@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import numpy as np
+from pictures import similarity_map
 
 from patchword.consensus import (
     ConsensusOptions,
     fit_affine,
     fit_homography,
+    is_sound,
     propose_affine_maps,
 )
 from patchword.geometry import patch_centers, warp_points
-from pictures import similarity_map
 
 
 def _scene(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,6 +80,13 @@ def test_matches_in_one_place_propose_nothing() -> None:
         propose_affine_maps(points, points, weights, count=1, options=options, generator=generator)
         == []
     )
+
+
+def test_squeezing_mirroring_and_infinite_maps_are_unsound() -> None:
+    assert is_sound(similarity_map(130.0, 0.2, (0, 0), (5, 5)))
+    assert not is_sound(np.diag([1.0, 0.0, 1.0]))
+    assert not is_sound(np.diag([-1.0, 1.0, 1.0]))
+    assert not is_sound(np.full((3, 3), np.nan))
 
 
 def test_fits_recover_exact_maps_despite_outliers() -> None:

@@ -62,7 +62,7 @@ def test_local_scale_is_the_root_of_the_area_change() -> None:
     homography = np.array([[1.2, 0.1, 5.0], [-0.2, 0.9, 3.0], [1e-3, -5e-4, 1.0]])
     corner = np.array([20.0, 30.0])
     step = 1e-4
-    ends = warp_points(homography, [corner, corner + [step, 0], corner + [0, step]])
+    ends = warp_points(homography, corner + step * np.array([[0, 0], [1, 0], [0, 1]]))
     area = abs(np.linalg.det((ends[1:] - ends[0]) / step))
     assert local_scale(homography, [corner])[0] == pytest.approx(np.sqrt(area), rel=1e-4)
 

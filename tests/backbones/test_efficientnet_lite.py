@@ -81,7 +81,7 @@ def test_any_size_from_32_runs(network: EfficientNetLite0, size: tuple[int, int]
 
 
 def test_unknown_tensor_names_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="surprise.weight must be a layer"):
+    with pytest.raises(CheckpointError, match=r"surprise\.weight must be a layer"):
         convert_name("surprise.weight")
 
 

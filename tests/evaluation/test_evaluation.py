@@ -31,7 +31,7 @@ class KnowingMatcher:
         moved = warp_points(self.homography, points.reshape(-1, 2)).reshape(points.shape)
         ones = np.ones(points.shape[:2], dtype=np.float32)
         field = CorrespondenceField(
-            points, (moved + [self.shift, 0]).astype(np.float32), ones, ones
+            points, (moved + np.array([self.shift, 0.0])).astype(np.float32), ones, ones
         )
         blank = np.zeros(SIZE, dtype=np.float32)
         mask0, mask1 = self.masks if self.masks is not None else (blank, blank)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +55,8 @@ def build_class_vectors(
 
 
 @lru_cache(maxsize=1)
-def _records() -> list[dict[str, object]]:
-    content: list[dict[str, object]] = json.loads(
+def _records() -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads(
         (_FOLDER / "imagenet1k_classes.json").read_text(encoding="utf-8")
     )
     return content

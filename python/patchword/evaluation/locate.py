@@ -26,7 +26,7 @@ from patchword.metrics import average_precision, pointing_hit, recall_at, true_r
 from patchword.structures import ImageArray
 
 PROTOCOL = (
-    "Photographs with a mask: the phrase is the record's class word alone, the answer its heat map. "
+    "Photographs with a mask: the phrase is the record's class word, the answer its heat map. "
     "pointing: share whose largest value lies on the object. ap: average precision over all "
     "pixels against the mask, mean over photographs. All photographs with a caption: every caption "
     "ranks all photographs with Localizer.caption_scores; r1, r5, r10: share whose own photograph "

@@ -92,7 +92,7 @@ def _measure_homography(
     homography = from_index_coordinates(matrix(record, "H_a_to_b", 3, folder))
     points, truth = visible_points(homography, _size(image0), _size(image1))
     result, found = matcher.match_dense(image0, image1)
-    item = {
+    item: Record = {
         "name": str(record.get("name", record["a"])),
         "level": record.get("level"),
         "points": len(points),
@@ -111,7 +111,7 @@ def _measure_object(folder: Path, record: Record, matcher: Matcher) -> tuple[Rec
     inside = mask0[points[:, 1].astype(int), points[:, 0].astype(int)]
     points, truth = points[inside], truth[inside]
     result, found = matcher.match_dense(image0, image1)
-    item = {
+    item: Record = {
         "name": str(record.get("name", record["a"])),
         "class": record.get("class"),
         "points": len(points),

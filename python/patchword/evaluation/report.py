@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,10 +60,10 @@ class EvaluationReport:
                 written["examples"] = target / "examples.png"
                 unfinished = target / "examples.png.partial"
                 Image.fromarray(contact_sheet(self.examples)).save(unfinished, format="PNG")
-                os.replace(unfinished, written["examples"])
+                unfinished.replace(written["examples"])
             unfinished = target / "evaluation.json.partial"
             unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(unfinished, written["report"])
+            unfinished.replace(written["report"])
         except OSError as error:
             raise OutputError(
                 f"EvaluationReport.save: folder {target} must be writable, got {error}."
@@ -94,14 +93,16 @@ def contact_sheet(
             left = column * (width + 8)
             sheet[: tile.shape[0], left : left + width] = tile
         rows.append(sheet)
-    return np.concatenate(rows)
+    sheets: ImageArray = np.concatenate(rows)
+    return sheets
 
 
 def tint(image: ImageArray, heat: npt.NDArray[np.float32]) -> ImageArray:
     """Draw a soft mask over a darkened grey picture: what is in the mask keeps its colours."""
     grey = image.mean(axis=2, keepdims=True) * 0.35
     mixed = image * heat[:, :, None] + grey * (1.0 - heat[:, :, None])
-    return np.clip(mixed, 0, 255).astype(np.uint8)
+    tinted: ImageArray = np.clip(mixed, 0, 255).astype(np.uint8)
+    return tinted
 
 
 def beside(first: ImageArray, second: ImageArray) -> ImageArray:
@@ -109,7 +110,8 @@ def beside(first: ImageArray, second: ImageArray) -> ImageArray:
     height = first.shape[0]
     width = max(1, round(second.shape[1] * height / second.shape[0]))
     scaled = np.asarray(Image.fromarray(second).resize((width, height)))
-    return np.concatenate([first, scaled], axis=1)
+    joined: ImageArray = np.concatenate([first, scaled], axis=1)
+    return joined
 
 
 def read_index(folder: str | Path) -> list[Record]:

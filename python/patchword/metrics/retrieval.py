@@ -26,7 +26,8 @@ def true_ranks(scores: npt.ArrayLike, truth: npt.ArrayLike) -> npt.NDArray[np.in
             f"and {list(index.shape)}."
         )
     own = values[np.arange(len(values)), index]
-    return (values >= own[:, None]).sum(axis=1).astype(np.int64)
+    ranks: npt.NDArray[np.int64] = (values >= own[:, None]).sum(axis=1, dtype=np.int64)
+    return ranks
 
 
 def recall_at(ranks: npt.ArrayLike, k: int) -> float:
