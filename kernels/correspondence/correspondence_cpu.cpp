@@ -5,6 +5,7 @@
 // state, merged in thread order, so that results do not depend on the number of threads.
 #include "kernels/common/cpu_levels.h"
 #include "kernels/common/threads.h"
+#include "kernels/correspondence/match_screened.h"
 #include "kernels/correspondence/match_sweep.h"
 
 namespace patchword {
@@ -352,6 +353,18 @@ struct PairJob {
   }
 };
 
+int64_t team_workspace(const MatchParams& p, int threads) {
+  const int64_t sweep = Layout(p).team_bytes(threads);
+  const int64_t screened = screened_workspace(p, threads);
+  return sweep > screened ? sweep : screened;
+}
+
+template <typename W>
+void run_pair(const MatchParams& p, int64_t pair, int threads, char* memory) {
+  if (screening_applies(p) && screened_best(p, pair, threads, memory)) return;
+  PairJob<W>(p, pair, memory).run(threads);
+}
+
 template <typename W>
 Status run_pairs(const MatchParams& p, int threads) {
   if (match_pack_functions(p.dtype).rows == nullptr) {
@@ -363,15 +376,15 @@ Status run_pairs(const MatchParams& p, int threads) {
   char* memory = static_cast<char*>(p.workspace);
   if (p.pairs >= threads && threads > 1) {
     const int useful = useful_threads(threads, p.pairs, static_cast<double>(p.pairs) * products / 40);
-    const int64_t team = Layout(p).team_bytes(1);
+    const int64_t team = team_workspace(p, 1);
     parallel_for(useful, p.pairs, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t pair = begin; pair < end; ++pair) {
-        PairJob<W>(p, pair, memory + thread * team).run(1);
+        run_pair<W>(p, pair, 1, memory + thread * team);
       }
     });
   } else {
     const int useful = useful_threads(threads, p.side0.count, products / 40);
-    for (int64_t pair = 0; pair < p.pairs; ++pair) PairJob<W>(p, pair, memory).run(useful);
+    for (int64_t pair = 0; pair < p.pairs; ++pair) run_pair<W>(p, pair, useful, memory);
   }
   return ok_status();
 }
@@ -389,9 +402,8 @@ Status best(const MatchParams& p, int threads) {
 }
 
 int64_t workspace(const MatchParams& p, int threads) {
-  const Layout layout(p);
-  const int64_t one_pair = layout.team_bytes(threads);
-  const int64_t by_pairs = p.pairs >= threads ? threads * layout.team_bytes(1) : 0;
+  const int64_t one_pair = team_workspace(p, threads);
+  const int64_t by_pairs = p.pairs >= threads ? threads * team_workspace(p, 1) : 0;
   const int64_t bytes = one_pair > by_pairs ? one_pair : by_pairs;
   const int64_t sums = logsumexp_workspace(p, threads);
   return bytes > sums ? bytes : sums;

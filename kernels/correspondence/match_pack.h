@@ -13,6 +13,30 @@ namespace PW_LEVEL {
 // 2e-6 up to 4096 elements of one sign.
 constexpr int64_t kDepthRestart = 512;
 
+namespace {
+
+// lanes[i][j] becomes lanes[j][i]: log2 rounds of interleaving the two halves.
+PW_INLINE void transpose_lanes(VecF (&lanes)[kLanes]) {
+  VecI low{}, high{};
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    VecF next[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(lanes[i], lanes[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(lanes[i], lanes[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) lanes[i] = next[i];
+  }
+}
+
+}  // namespace
+
 // What a row that takes no part is packed as: NaN can win no comparison, and a sum masks it anyway.
 enum class Excluded { kNaN, kZero };
 
@@ -64,8 +88,12 @@ inline PackPlan plan_side(const MatchParams& p, int64_t pair, bool first_side, f
 // for the first side and kTileCols for the second. usable[i] (may be null) becomes all ones when
 // row i takes part and holds no NaN, else 0. Null for an element type that has no packing.
 typedef void (*PackFunction)(const PackPlan& plan, int64_t row0, float* panel, int32_t* usable);
+// The same rows, cosines only, divided by their norm and row-major; unusable ones are 0.
+typedef void (*UnitRowsFunction)(const PackPlan& plan, int64_t row0, int64_t count, int64_t padded,
+                                 float* rows, int32_t* usable);
 struct PackFunctions {
   PackFunction rows, columns;
+  UnitRowsFunction unit_rows;
 };
 PackFunctions match_pack_functions(DType dtype);
 

@@ -6,26 +6,6 @@ namespace patchword {
 namespace PW_LEVEL {
 namespace {
 
-// lanes[i][j] becomes lanes[j][i]: log2 rounds of interleaving the two halves.
-PW_INLINE void transpose_lanes(VecF (&lanes)[kLanes]) {
-  VecI low{}, high{};
-  for (int i = 0; i < kLanes; ++i) {
-    low[i] = i / 2 + i % 2 * kLanes;
-    high[i] = low[i] + kLanes / 2;
-  }
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    VecF next[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(lanes[i], lanes[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(lanes[i], lanes[i + kLanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) lanes[i] = next[i];
-  }
-}
-
 // kLanes rows at depth d0 .. d0 + kLanes, transposed: out[j] holds element d0 + j of every row.
 // Elements beyond `dim` and rows beyond `rows` are 0.
 template <typename Element>
@@ -173,9 +153,54 @@ inline void pack_descriptors(const PackPlan& plan, int64_t row0, float* panel, i
   }
 }
 
+// Rows [row0, row0 + count) divided by their norm, row-major, zeros up to `padded` elements.
+template <typename Element>
+void unit_rows(const PackPlan& plan, int64_t row0, int64_t count, int64_t padded, float* rows,
+               int32_t* usable) {
+  typedef typename Element::Storage T;
+  const MatchSide& side = *plan.side;
+  const int64_t dim = plan.dim, step = side.stride[2];
+  for (int64_t i = 0; i < count; ++i) {
+    float* out = rows + i * padded;
+    usable[i] = plan.takes_part(row0 + i) ? -1 : 0;
+    if (!usable[i]) {
+      for (int64_t d = 0; d < padded; d += kLanes) store(out + d, VecF{});
+      continue;
+    }
+    const T* row = static_cast<const T*>(side.descriptors) + plan.pair * side.stride[0] +
+                   (row0 + i) * side.stride[1];
+    VecF squares{};
+    for (int64_t d = 0; d < padded; d += kLanes) {
+      const int n = dim - d < kLanes ? static_cast<int>(dim - d) : kLanes;
+      VecF values{};
+      if (n == kLanes && step == 1) {
+        values = Element::load(row + d);
+      } else if (n > 0) {
+        T lanes[kLanes] = {};
+        for (int l = 0; l < n; ++l) lanes[l] = row[(d + l) * step];
+        values = Element::load(lanes);
+      }
+      store(out + d, values);
+      squares = fma(values, values, squares);
+    }
+    const float sum = reduce_add(squares);
+    if (sum > 1e-30f && sum < 1e30f) {
+      const VecF factor = splat(1.0f / __builtin_sqrtf(sum));
+      for (int64_t d = 0; d < padded; d += kLanes) store(out + d, load(out + d) * factor);
+      continue;
+    }
+    normalise_in_double<Element, 1>(row, step, dim, 1.0f, out);
+    for (int64_t d = 0; d < dim; ++d) usable[i] = out[d] == out[d] ? usable[i] : 0;
+    if (!usable[i]) {
+      for (int64_t d = 0; d < padded; d += kLanes) store(out + d, VecF{});
+    }
+  }
+}
+
 template <typename Element>
 constexpr PackFunctions functions_of() {
-  return {&pack_descriptors<Element, kTileRows>, &pack_descriptors<Element, kTileCols>};
+  return {&pack_descriptors<Element, kTileRows>, &pack_descriptors<Element, kTileCols>,
+          &unit_rows<Element>};
 }
 
 }  // namespace
@@ -185,7 +210,7 @@ PackFunctions match_pack_functions(DType dtype) {
     case DType::kFloat32: return functions_of<Float32>();
     case DType::kFloat16: return functions_of<Float16>();
     case DType::kBFloat16: return functions_of<BFloat16>();
-    default: return {nullptr, nullptr};
+    default: return {nullptr, nullptr, nullptr};
   }
 }
 

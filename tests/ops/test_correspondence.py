@@ -248,6 +248,27 @@ def test_ties_go_to_the_lowest_index(cpu_level: str, metric: str, dtype: torch.d
         check_exact(shape, dtype, metric, (1, 2, 32))
 
 
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nearly_equal_descriptors(cpu_level: str, threads: int) -> None:
+    """Scores that 16-bit screening cannot tell apart: equal, almost equal, in clusters."""
+    torch.set_num_threads(threads)
+    base = torch.randn(1, 64)
+    for n, noise in ((130, 0.0), (401, 0.0), (401, 1e-6), (401, 1e-4), (300, 1e-2)):
+        a = base + noise * torch.randn(n, 64)
+        b = base + noise * torch.randn(n + 7, 64)
+        check_mutual(a[None], b[None], "cosine", f"noise {noise}")
+        if noise == 0.0:
+            assert ops.mutual_nearest_neighbors(a, b).matches0.tolist() == [0] + [-1] * (n - 1)
+    # Copies of nine centres: the first copies choose each other, whatever the scores' last bits.
+    centres = torch.randn(9, 48)
+    labels = [torch.cat((torch.randint(9, (n,)), torch.arange(9))) for n in (341, 268)]
+    found = ops.mutual_nearest_neighbors(centres[labels[0]], centres[labels[1]])
+    first = [[int((side == c).nonzero()[0]) for c in range(9)] for side in labels]
+    pairs, _ = found.pairs()
+    assert sorted(map(tuple, pairs.tolist())) == sorted(zip(*first, strict=True))
+
+
 # ------------------------------------------------------------------ 2. gradients
 
 
