@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,14 +136,16 @@ class MatchResult:
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write masks, overlay and JSON to a folder; returns the paths by name."""
-        # Looked up when used: these layers stand above this one.
-        writers = import_module("patchword.inference.writers")
+        from patchword.inference import writers
+
         written: dict[str, Path] = writers.save_match(self, folder)
         return written
 
     def figure(self) -> Figure:
         """Draw both pictures with masks and best matches."""
-        drawn: Figure = import_module("patchword.viz").match_figure(self)
+        from patchword import viz
+
+        drawn: Figure = viz.match_figure(self)
         return drawn
 
 
@@ -168,11 +169,14 @@ class LocateResult:
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write heat maps, labels, overlay and JSON to a folder; returns the paths by name."""
-        writers = import_module("patchword.inference.writers")
+        from patchword.inference import writers
+
         written: dict[str, Path] = writers.save_locate(self, folder)
         return written
 
     def figure(self) -> Figure:
         """Draw the picture with one colour a phrase and a legend."""
-        drawn: Figure = import_module("patchword.viz").locate_figure(self)
+        from patchword import viz
+
+        drawn: Figure = viz.locate_figure(self)
         return drawn
