@@ -13,9 +13,9 @@ namespace py = pybind11;
 namespace patchword::bindings {
 namespace {
 
-using Sizes = std::array<int64_t, 4>;       // P, N, M, D
-using Strides = std::array<int64_t, 3>;     // pair, row, column
-using MaskStrides = std::array<int64_t, 2>; // pair, row
+using Sizes = std::array<int64_t, 4>;           // P, N, M, D
+using Strides = std::array<int64_t, 3>;         // pair, row, column
+using MaskStrides = std::array<int64_t, 2>;     // pair, row
 using SidePointers = std::array<uintptr_t, 4>;  // descriptors, lengths, valid, bias; 0: absent
 using OutPointers = std::array<uintptr_t, 3>;   // indices, scores, second; 0: not wanted
 

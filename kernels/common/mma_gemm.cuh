@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Main loop of a matrix product C = A B^T on tensor cores, for kernels that reduce C in registers.
 //
-// A block of 256 threads makes a 128 x 128 tile of C. Operands are 16-bit matrices in global memory,
-// row-major, their depth a multiple of kSliceDepth and their rows readable up to a multiple of 128.
-// Each warp of a 2 x 4 grid holds 64 x 32 of the tile: 4 x 4 fragments of m16n8k16.
+// A block of 256 threads makes a 128 x 128 tile of C. Operands are 16-bit matrices in global
+// memory, row-major, their depth a multiple of kSliceDepth and their rows readable up to a multiple
+// of 128. Each warp of a 2 x 4 grid holds 64 x 32 of the tile: 4 x 4 fragments of m16n8k16.
 //
 // Split: each operand is a pair high + low of Half (22 bits of a float32), and the loop adds
 // high high + high low + low high: products as good as float32's. Tensor cores truncate when they
 // add, so accumulation restarts every kRestartDepth and the pieces are added in ordinary float32.
 //
-// Shared memory: kStages slices of 32 depths, filled by 16-byte asynchronous copies. A row of a slice
-// has four 16-byte chunks, stored at chunk ^ (row / 2) % 4, so that the eight rows which ldmatrix
-// reads at once lie in different banks.
+// Shared memory: kStages slices of 32 depths, filled by 16-byte asynchronous copies. A row of a
+// slice has four 16-byte chunks, stored at chunk ^ (row / 2) % 4, so that the eight rows which
+// ldmatrix reads at once lie in different banks.
 #pragma once
 
 #include "kernels/common/async_copy.cuh"
@@ -40,7 +40,8 @@ struct GemmTile {
   static constexpr int kStageBytes = kMatrices * kMatrixBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes;
 
-  // acc[m][n][i]: row m * 16 + group + 8 * (i / 2), column n * 8 + 2 * quad + i % 2 of the warp's part.
+  // acc[m][n][i]: row m * 16 + group + 8 * (i / 2), column n * 8 + 2 * quad + i % 2 of the warp's
+  // part.
   using Accumulators = float[kRowFragments][kColumnFragments][4];
 
   static PW_DEVICE int warp_row() { return static_cast<int>(warp_id()) / 4 * 64; }

@@ -27,7 +27,8 @@ PW_PORTABLE std::uint64_t pack_argmax(std::uint32_t key, std::uint32_t index) {
 }
 
 PW_PORTABLE std::int64_t index_of_argmax(std::uint64_t packed) {
-  return packed == 0 ? -1 : static_cast<std::int64_t>(0xffffffffu - static_cast<std::uint32_t>(packed));
+  return packed == 0 ? -1
+                     : static_cast<std::int64_t>(0xffffffffu - static_cast<std::uint32_t>(packed));
 }
 
 PW_PORTABLE float value_of_argmax(std::uint64_t packed) {

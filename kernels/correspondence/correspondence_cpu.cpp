@@ -55,8 +55,10 @@ PW_INLINE void offer(const Running& state, int64_t at, int64_t k, float value, i
     order[place] = index;
     state.limit[at] = best[k - 1];
   } else if (value > state.best[at]) {
-    if constexpr (W::kSecond) state.limit[at] = state.best[at];
-    else state.limit[at] = value;
+    if constexpr (W::kSecond)
+      state.limit[at] = state.best[at];
+    else
+      state.limit[at] = value;
     state.best[at] = value;
     state.index[at] = index;
   } else if constexpr (W::kSecond) {
@@ -205,9 +207,8 @@ struct PairJob {
 
   void pack_columns(int64_t begin, int64_t end) const {
     for (int64_t j = begin; j < end; ++j) {
-      pack.columns(plan1, j * kTileCols,
-                                           columns + j * plan1.depth * kTileCols,
-                                           usable_columns + j * kTileCols);
+      pack.columns(plan1, j * kTileCols, columns + j * plan1.depth * kTileCols,
+                   usable_columns + j * kTileCols);
     }
   }
 
@@ -239,9 +240,8 @@ struct PairJob {
     for (int64_t block = begin; block < end; block += layout.row_block) {
       const int64_t panels = end - block < layout.row_block ? end - block : layout.row_block;
       for (int64_t i = 0; i < panels; ++i) {
-        pack.rows(plan0, (block + i) * kTileRows,
-                                             m.panels + i * panel_size,
-                                             m.usable_rows + i * kTileRows);
+        pack.rows(plan0, (block + i) * kTileRows, m.panels + i * panel_size,
+                  m.usable_rows + i * kTileRows);
       }
       m.rows.reset(panels * kTileRows, p.k);
       sweep_tiles<W::kColumns, W::kClamp>(
@@ -259,8 +259,8 @@ struct PairJob {
           empty = empty || (m.usable_rows[r] && m.rows.index[(r + 1) * p.k - 1] < 0);
         }
         if (empty && any_usable_column()) {
-          append_minus_infinity(pair_panels, m.panels + i * panel_size, m.rows, i * kTileRows,
-                                   p.k, m.usable_rows);
+          append_minus_infinity(pair_panels, m.panels + i * panel_size, m.rows, i * kTileRows, p.k,
+                                m.usable_rows);
         }
       }
       const int64_t last = (block + panels) * kTileRows;
@@ -345,9 +345,8 @@ struct PairJob {
     if (row_panels() < threads) threads = static_cast<int>(row_panels());
     parallel_for(threads, column_panels(),
                  [&](int64_t begin, int64_t end, int) { pack_columns(begin, end); });
-    parallel_for(threads, row_panels(), [&](int64_t begin, int64_t end, int thread) {
-      sweep_rows(begin, end, thread);
-    });
+    parallel_for(threads, row_panels(),
+                 [&](int64_t begin, int64_t end, int thread) { sweep_rows(begin, end, thread); });
     if constexpr (W::kColumns) finish_columns(threads);
     write_none(plan0.count, plan1.count);
   }
@@ -375,7 +374,8 @@ Status run_pairs(const MatchParams& p, int threads) {
                           static_cast<double>(p.dim + 2);
   char* memory = static_cast<char*>(p.workspace);
   if (p.pairs >= threads && threads > 1) {
-    const int useful = useful_threads(threads, p.pairs, static_cast<double>(p.pairs) * products / 40);
+    const int useful =
+        useful_threads(threads, p.pairs, static_cast<double>(p.pairs) * products / 40);
     const int64_t team = team_workspace(p, 1);
     parallel_for(useful, p.pairs, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t pair = begin; pair < end; ++pair) {
@@ -398,7 +398,8 @@ Status run_wanted(const MatchParams& p, int threads) {
 
 Status best(const MatchParams& p, int threads) {
   if (p.k < 1 || p.k > kMaxTopK) return invalid("k must be between 1 and 32");
-  return p.metric == MatchMetric::kL2 ? run_wanted<true>(p, threads) : run_wanted<false>(p, threads);
+  return p.metric == MatchMetric::kL2 ? run_wanted<true>(p, threads)
+                                      : run_wanted<false>(p, threads);
 }
 
 int64_t workspace(const MatchParams& p, int threads) {

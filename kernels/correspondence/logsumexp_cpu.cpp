@@ -123,13 +123,15 @@ PW_INLINE void add_tile(const PackedPair& pair, const float* panel, const int32_
     for (int r = 0; r < kTileRows; ++r) {
       for (int v = 0; v < kTileVectors; ++v) {
         above.compare(acc[r][v], splat(sums.row_reference[row0 + r] + kHeadroom));
-        above.compare(acc[r][v], load(sums.column_reference + j * kTileCols + v * kLanes) + kHeadroom);
+        above.compare(acc[r][v],
+                      load(sums.column_reference + j * kTileCols + v * kLanes) + kHeadroom);
       }
     }
     if (above.found()) {
       alignas(64) float values[kTileRows * kTileCols];
       for (int r = 0; r < kTileRows; ++r) {
-        for (int v = 0; v < kTileVectors; ++v) store(values + r * kTileCols + v * kLanes, acc[r][v]);
+        for (int v = 0; v < kTileVectors; ++v)
+          store(values + r * kTileCols + v * kLanes, acc[r][v]);
       }
       raise_references(values, sums, row0, j * kTileCols);
     }
@@ -190,8 +192,7 @@ struct PairJob {
 
   void pack_columns(int64_t begin, int64_t end) const {
     for (int64_t j = begin; j < end; ++j) {
-      pack.columns(
-          plan1, j * kTileCols, columns + j * plan1.depth * kTileCols, nullptr);
+      pack.columns(plan1, j * kTileCols, columns + j * plan1.depth * kTileCols, nullptr);
       for (int c = 0; c < kTileCols; ++c) {
         column_parts[j * kTileCols + c] = plan1.takes_part(j * kTileCols + c) ? -1 : 0;
       }
@@ -220,16 +221,17 @@ struct PairJob {
       const int64_t panels = end - block < layout.row_block ? end - block : layout.row_block;
       const int64_t row0 = block * kTileRows;
       for (int64_t i = 0; i < panels; ++i) {
-        pack.rows(plan0, row0 + i * kTileRows,
-                                             m.panels + i * plan0.depth * kTileRows, nullptr);
+        pack.rows(plan0, row0 + i * kTileRows, m.panels + i * plan0.depth * kTileRows, nullptr);
       }
       for (int64_t i = 0; i < panels * kTileRows; ++i) {
         m.sums.row_sums[i] = VecF{};
         m.sums.row_reference[i] = reference;
         m.row_parts[i] = plan0.takes_part(row0 + i) ? -1 : 0;
       }
-      if (fixed) sweep<true>(m, panels);
-      else sweep<false>(m, panels);
+      if (fixed)
+        sweep<true>(m, panels);
+      else
+        sweep<false>(m, panels);
       for (int64_t i = 0; i < panels * kTileRows && row0 + i < plan0.count; ++i) {
         p.logsumexp0[pair * p.side0.count + row0 + i] =
             natural(m.sums.row_reference[i], static_cast<double>(reduce_add(m.sums.row_sums[i])));
@@ -248,7 +250,8 @@ struct PairJob {
       for (int t = 0; t < threads; ++t) {
         const Sums& sums = thread_memory(t).sums;
         sum += static_cast<double>(sums.column_sums[j]) *
-               __builtin_exp2(static_cast<double>(sums.column_reference[j]) - static_cast<double>(top));
+               __builtin_exp2(static_cast<double>(sums.column_reference[j]) -
+                              static_cast<double>(top));
       }
       p.logsumexp1[pair * p.side1.count + j] = natural(top, sum);
     }
@@ -266,9 +269,8 @@ struct PairJob {
     if (row_panels() < threads) threads = static_cast<int>(row_panels());
     parallel_for(threads, column_panels(),
                  [&](int64_t begin, int64_t end, int) { pack_columns(begin, end); });
-    parallel_for(threads, row_panels(), [&](int64_t begin, int64_t end, int thread) {
-      sweep_rows(begin, end, thread);
-    });
+    parallel_for(threads, row_panels(),
+                 [&](int64_t begin, int64_t end, int thread) { sweep_rows(begin, end, thread); });
     finish_columns(threads);
   }
 };

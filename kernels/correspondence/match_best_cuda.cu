@@ -154,9 +154,9 @@ simt::Status match_best(const MatchParams& p, void* stream) {
   }
   const std::int64_t sweeps = second ? 2 : p.k;
   for (std::int64_t sweep = 0; sweep < sweeps && status.ok(); ++sweep) {
-    status = PW_LAUNCH((sweep_best<Operand, kSplit>), static_cast<unsigned>(units.count),
-                       Tile::kThreads, Tile::kSharedBytes, stream, p, plan, units, columns ? 1 : 0,
-                       sweep > 0 ? 1 : 0);
+    status =
+        PW_LAUNCH((sweep_best<Operand, kSplit>), static_cast<unsigned>(units.count), Tile::kThreads,
+                  Tile::kSharedBytes, stream, p, plan, units, columns ? 1 : 0, sweep > 0 ? 1 : 0);
     for (int which = 0; which < (columns ? 2 : 1) && status.ok(); ++which) {
       const std::int64_t rows = p.pairs * (which == 0 ? p.side0 : p.side1).count;
       status = PW_LAUNCH(write_best, static_cast<unsigned>(simt::ceil_div(rows, 256)), 256, 0,

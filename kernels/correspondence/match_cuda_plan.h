@@ -17,15 +17,15 @@ constexpr std::int64_t kMaxCudaTopK = 8;
 
 // Byte offsets into the workspace. Sides are padded to whole tiles.
 struct MatchCudaPlan {
-  std::int64_t depth;         // padded
-  std::int64_t tiles[2];      // of one pair
-  std::int64_t operand[2];    // 16-bit rows: [P][tiles * 128][depth], for float32 high, then low
-  std::int64_t low[2];        // elements from high to low
-  std::int64_t factor[2];     // float [P][tiles * 128], multiplies the raw product
-  std::int64_t term[2];       // float, added; NaN where a row takes no part
-  std::int64_t keys[2];       // uint64 [P][tiles * 128], packed best of the current sweep
-  std::int64_t limits[2];     // uint64, what the previous sweep found
-  std::int64_t sums[2];       // float2 (maximum, sum) [P][tiles of the other side][tiles * 128]
+  std::int64_t depth;       // padded
+  std::int64_t tiles[2];    // of one pair
+  std::int64_t operand[2];  // 16-bit rows: [P][tiles * 128][depth], for float32 high, then low
+  std::int64_t low[2];      // elements from high to low
+  std::int64_t factor[2];   // float [P][tiles * 128], multiplies the raw product
+  std::int64_t term[2];     // float, added; NaN where a row takes no part
+  std::int64_t keys[2];     // uint64 [P][tiles * 128], packed best of the current sweep
+  std::int64_t limits[2];   // uint64, what the previous sweep found
+  std::int64_t sums[2];     // float2 (maximum, sum) [P][tiles of the other side][tiles * 128]
   std::int64_t bytes;
 };
 

@@ -118,7 +118,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256)
       PowerSum column = shared[threadIdx.x];
       column.add(shared[kMatchTile + threadIdx.x]);
       // Side 1 has one slot per tile of rows.
-      sums1[(column_base + tile * kMatchTile + threadIdx.x) * plan.tiles[0] + block.row_tile] = column;
+      sums1[(column_base + tile * kMatchTile + threadIdx.x) * plan.tiles[0] + block.row_tile] =
+          column;
     }
     simt::sync_block();
   }
@@ -129,7 +130,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256)
       PowerSum row = rows[m][h];
       row.add(row.shuffled(1));
       row.add(row.shuffled(2));
-      if (quad == 0) shared[warp % 4 * kMatchTile + Tile::warp_row() + m * 16 + h * 8 + group] = row;
+      if (quad == 0)
+        shared[warp % 4 * kMatchTile + Tile::warp_row() + m * 16 + h * 8 + group] = row;
     }
   }
   simt::sync_block();
@@ -142,8 +144,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256)
 }
 
 // Before the sweep: which rows take part, as the term of prepare_rows says (NaN where not).
-PW_KERNEL void PW_LAUNCH_BOUNDS(256)
-    mark_parts(MatchParams p, MatchCudaPlan plan, int which) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(256) mark_parts(MatchParams p, MatchCudaPlan plan, int which) {
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= p.pairs * plan.tiles[which] * kMatchTile) return;
   const float term = in_workspace<const float>(p, plan.term[which])[at];
@@ -158,16 +159,16 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256)
   if (at >= p.pairs * side.count) return;
   const std::int64_t pair = at / side.count, row = at % side.count;
   const std::int64_t padded = pair * plan.tiles[which] * kMatchTile + row;
-  const std::int64_t other = simt::ceil_div(length_of(which == 0 ? p.side1 : p.side0, pair), kMatchTile);
+  const std::int64_t other =
+      simt::ceil_div(length_of(which == 0 ? p.side1 : p.side0, pair), kMatchTile);
   const std::int64_t slots = which == 0 ? simt::ceil_div(other, units.chunk) : other;
   const PowerSum* sums =
       in_workspace<const PowerSum>(p, plan.sums[which]) + padded * plan.tiles[1 - which];
   PowerSum total;
   const bool part = in_workspace<const std::uint64_t>(p, plan.limits[which])[padded] != 0;
   for (std::int64_t i = 0; part && i < slots; ++i) total.add(sums[i]);
-  const float lse = total.sum == 0.0f
-                        ? -bit_cast<float>(0x7f800000u)
-                        : (total.maximum + log2f(total.sum)) * 0.69314718055994531f;
+  const float lse = total.sum == 0.0f ? -bit_cast<float>(0x7f800000u)
+                                      : (total.maximum + log2f(total.sum)) * 0.69314718055994531f;
   (which == 0 ? p.logsumexp0 : p.logsumexp1)[at] = lse;
 }
 

@@ -84,9 +84,10 @@ inline PackPlan plan_side(const MatchParams& p, int64_t pair, bool first_side, f
 
 }  // namespace
 
-// Packs rows [row0, row0 + width) of the plan's side into panel[depth][width], width being kTileRows
-// for the first side and kTileCols for the second. usable[i] (may be null) becomes all ones when
-// row i takes part and holds no NaN, else 0. Null for an element type that has no packing.
+// Packs rows [row0, row0 + width) of the plan's side into panel[depth][width], width being
+// kTileRows for the first side and kTileCols for the second. usable[i] (may be null) becomes all
+// ones when row i takes part and holds no NaN, else 0. Null for an element type that has no
+// packing.
 typedef void (*PackFunction)(const PackPlan& plan, int64_t row0, float* panel, int32_t* usable);
 // The same rows, cosines only, divided by their norm and row-major; unusable ones are 0.
 typedef void (*UnitRowsFunction)(const PackPlan& plan, int64_t row0, int64_t count, int64_t padded,

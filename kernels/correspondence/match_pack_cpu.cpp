@@ -16,9 +16,10 @@ PW_INLINE void load_transposed(const typename Element::Storage* source, const in
   if (stride[1] == 1 && stride[2] != 1) {
     // Columns of a [D, N] matrix: already in lanes.
     for (int j = 0; j < kLanes; ++j) {
-      out[j] = j >= n ? VecF{}
-                      : (rows >= kLanes ? Element::load(at + j * stride[2])
-                                        : load_tail<Element>(at + j * stride[2], rows < 0 ? 0 : rows));
+      out[j] = j >= n
+                   ? VecF{}
+                   : (rows >= kLanes ? Element::load(at + j * stride[2])
+                                     : load_tail<Element>(at + j * stride[2], rows < 0 ? 0 : rows));
     }
     return;
   }
@@ -65,13 +66,13 @@ inline void normalise_in_double(const typename Element::Storage* row, int64_t co
   }
   const double factor = sum == 0.0 ? 0.0 : static_cast<double>(scale) / __builtin_sqrt(sum);
   for (int64_t d = 0; d < dim; ++d) {
-    column[d * Width] =
-        static_cast<float>(factor * static_cast<double>(load_scalar<Element>(row + d * column_stride)));
+    column[d * Width] = static_cast<float>(
+        factor * static_cast<double>(load_scalar<Element>(row + d * column_stride)));
   }
 }
 
-// Packs rows [row0, row0 + Width) into panel[depth][Width]. usable[i] (may be null) says whether row
-// i takes part and holds no NaN.
+// Packs rows [row0, row0 + Width) into panel[depth][Width]. usable[i] (may be null) says whether
+// row i takes part and holds no NaN.
 template <typename Element, int Width>
 inline void pack_descriptors(const PackPlan& plan, int64_t row0, float* panel, int32_t* usable) {
   typedef typename Element::Storage T;
@@ -79,8 +80,8 @@ inline void pack_descriptors(const PackPlan& plan, int64_t row0, float* panel, i
   const MatchSide& side = *plan.side;
   const int64_t dim = plan.dim;
   const int rows = plan.count - row0 < Width ? static_cast<int>(plan.count - row0) : Width;
-  const T* source = static_cast<const T*>(side.descriptors) + plan.pair * side.stride[0] +
-                    row0 * side.stride[1];
+  const T* source =
+      static_cast<const T*>(side.descriptors) + plan.pair * side.stride[0] + row0 * side.stride[1];
   // The same order as product_tile, so that |a|^2 equals <a, a> to the last bit.
   VecF sums[kGroups] = {}, totals[kGroups] = {};
   for (int64_t d0 = 0; d0 < dim; d0 += kLanes) {

@@ -50,7 +50,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kPrepareThreads)
   constexpr bool kSplit = OperandOf<T>::kSplit;
   const MatchSide& side = which == 0 ? p.side0 : p.side1;
   const std::int64_t padded = plan.tiles[which] * kMatchTile;
-  const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * (kPrepareThreads / 32) + simt::warp_id();
+  const std::int64_t at =
+      static_cast<std::int64_t>(blockIdx.x) * (kPrepareThreads / 32) + simt::warp_id();
   if (at >= p.pairs * padded) return;
   const std::int64_t pair = at / padded, row = at % padded;
   const int lane = static_cast<int>(simt::lane_id());
@@ -58,9 +59,11 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kPrepareThreads)
   Operand* high = reinterpret_cast<Operand*>(workspace + plan.operand[which]) + at * plan.depth;
 
   const bool inside = row < length_of(side, pair);
-  const bool part = inside && (side.valid == nullptr ||
-                               side.valid[pair * side.valid_stride[0] + row * side.valid_stride[1]] != 0);
-  const T* source = static_cast<const T*>(side.descriptors) + pair * side.stride[0] + row * side.stride[1];
+  const bool part =
+      inside && (side.valid == nullptr ||
+                 side.valid[pair * side.valid_stride[0] + row * side.valid_stride[1]] != 0);
+  const T* source =
+      static_cast<const T*>(side.descriptors) + pair * side.stride[0] + row * side.stride[1];
   // The largest magnitude; fmaxf would drop NaN, so NaN is carried by the sum below.
   float largest = 0.0f;
   for (std::int64_t d = lane; part && d < p.dim; d += 32) {

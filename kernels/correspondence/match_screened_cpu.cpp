@@ -21,7 +21,8 @@ constexpr int64_t kMaxDim = 4096;
 constexpr int64_t kMinDim = 32;
 // Panels of integers that stay in L2 while the panels of the other side go by.
 constexpr int64_t kBlockBytes = 192 * 1024;
-// Exact scores are worth some ten approximate ones: beyond this share, float32 throughout is faster.
+// Exact scores are worth some ten approximate ones: beyond this share, float32 throughout is
+// faster.
 constexpr int64_t kGiveUpShare = 24;
 constexpr int64_t kGiveUpFree = 4096;
 // Candidates that a thread collects before it forms them: 24 KB.
@@ -94,7 +95,8 @@ void pack_integers(const float* rows, int64_t padded, int32_t* panel) {
           continue;
         }
         const float* at = rows + (first + i) * padded + d;
-        const VecI low = bit_cast<VecI>(fma(load(at), splat(kUnits), magic)) - bit_cast<VecI>(magic);
+        const VecI low =
+            bit_cast<VecI>(fma(load(at), splat(kUnits), magic)) - bit_cast<VecI>(magic);
         const VecI high =
             bit_cast<VecI>(fma(load(at + kLanes), splat(kUnits), magic)) - bit_cast<VecI>(magic);
         words[i] = bit_cast<VecF>((low & 0xffff) | (high << 16));
@@ -224,8 +226,8 @@ struct Screening {
   }
 
   Candidate* log_memory(int thread) const {
-    return reinterpret_cast<Candidate*>(thread_memory(thread + 1) -
-                                        aligned(kLogSize * static_cast<int64_t>(sizeof(Candidate))));
+    return reinterpret_cast<Candidate*>(
+        thread_memory(thread + 1) - aligned(kLogSize * static_cast<int64_t>(sizeof(Candidate))));
   }
 
   void pack_columns(int64_t begin, int64_t end) const {
@@ -265,7 +267,8 @@ struct Screening {
       const VecI part = splat_int(block.rows.usable[row0 + r]);
       for (int v = 0; v < kTileVectors; ++v) {
         const VecI value = load(values + r * kTileCols + v * kLanes);
-        const VecI above = (value > load(column_limits + v * kLanes)) | (value > splat_int(row_limit));
+        const VecI above =
+            (value > load(column_limits + v * kLanes)) | (value > splat_int(row_limit));
         uint32_t lanes = lane_bits(above & part & load(columns.usable + column0 + v * kLanes));
         for (; lanes != 0; lanes &= lanes - 1) {
           const int c = v * kLanes + __builtin_ctz(lanes);
@@ -292,8 +295,9 @@ struct Screening {
           candidate.approximate <= block.column_bests.limit[candidate.column]) {
         continue;
       }
-      const float score = exact_score(block.rows.rows + candidate.row * layout.padded,
-                                      columns.rows + candidate.column * layout.padded, layout.padded);
+      const float score =
+          exact_score(block.rows.rows + candidate.row * layout.padded,
+                      columns.rows + candidate.column * layout.padded, layout.padded);
       offer(block.row_bests, candidate.row, score, candidate.column);
       offer(block.column_bests, candidate.column, score,
             static_cast<int32_t>(block.first_row + candidate.row));
@@ -325,7 +329,8 @@ struct Screening {
           VecI acc[kTileRows][kTileVectors];
           multiply(rows.panels + i * kTileRows * words, columns.panels + j * kTileCols * words,
                    words, acc);
-          if (!above(acc, of_rows.limit + i * kTileRows, of_columns.limit + j * kTileCols)) continue;
+          if (!above(acc, of_rows.limit + i * kTileRows, of_columns.limit + j * kTileCols))
+            continue;
           alignas(64) int32_t values[kTileRows * kTileCols];
 #pragma GCC unroll 16
           for (int r = 0; r < kTileRows; ++r) {

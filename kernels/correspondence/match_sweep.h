@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // One pass over all tiles of a pair that asks, per tile, only whether anything changes.
 //
-// Every row and every column has a limit (its running best, second or k-th best). A tile is compared
-// with the limits of its rows and columns: two operations an accumulator. Only when some score is
-// above its limit is the tile stored and looked at closely, which happens about
-// (rows + columns) x ln(tiles) times in a whole sweep. For level units only.
+// Every row and every column has a limit (its running best, second or k-th best). A tile is
+// compared with the limits of its rows and columns: two operations an accumulator. Only when some
+// score is above its limit is the tile stored and looked at closely, which happens about (rows +
+// columns) x ln(tiles) times in a whole sweep. For level units only.
 #pragma once
 
 #include "kernels/correspondence/match_pack.h"

@@ -40,7 +40,8 @@ struct MatchBlock {
 };
 
 template <class T>
-PW_DEVICE simt::GemmOperand<T> operand_of(const MatchParams& p, const MatchCudaPlan& plan, int which) {
+PW_DEVICE simt::GemmOperand<T> operand_of(const MatchParams& p, const MatchCudaPlan& plan,
+                                          int which) {
   const T* high = reinterpret_cast<const T*>(static_cast<const unsigned char*>(p.workspace) +
                                              plan.operand[which]);
   return {high, high + plan.low[which], plan.depth};
