@@ -71,16 +71,24 @@ void set_outputs(PatchSimilarityParams& p, const Outputs& outputs) {
   p.maximum = pointer<float>(outputs[9]);
 }
 
-void forward(int device, uintptr_t stream, int threads, const Inputs& inputs,
-             const Outputs& outputs, uintptr_t workspace, const Options& options,
-             const Numbers& numbers, const Sizes& sizes, const Strides& strides) {
+// Returns 0 when it ran, else the bytes of workspace that it needs: one call instead of two when
+// the caller still has a workspace of an earlier call.
+int64_t forward(int device, uintptr_t stream, int threads, const Inputs& inputs,
+                const Outputs& outputs, uintptr_t workspace, int64_t workspace_bytes,
+                const Options& options, const Numbers& numbers, const Sizes& sizes,
+                const Strides& strides) {
   PatchSimilarityParams p = make_params(inputs, options, numbers, sizes, strides);
   set_outputs(p, outputs);
   p.workspace = pointer<void>(workspace);
   if (device == kCuda) {
+    const int64_t prompts = p.batch * p.num_patches * p.num_queries;
+    const int64_t needed = p.group_offsets ? prompts * static_cast<int64_t>(sizeof(float)) : 0;
+    if (workspace_bytes < needed) return needed;
     call_cuda("pw_cuda_patch_similarity", &p, stream);
-    return;
+    return 0;
   }
+  const int64_t needed = patch_similarity_table().workspace(p, threads);
+  if (workspace_bytes < needed) return needed;
   Status status;
   {
     const double products = static_cast<double>(p.batch * p.num_patches) *
@@ -89,15 +97,7 @@ void forward(int device, uintptr_t stream, int threads, const Inputs& inputs,
     status = patch_similarity_table().forward(p, threads);
   }
   raise_unless_ok(status, "patch_similarity");
-}
-
-// Bytes of CPU workspace; `minmax` says whether these outputs are wanted.
-int64_t workspace(int threads, const Inputs& inputs, bool minmax, const Options& options,
-                  const Sizes& sizes, const Strides& strides) {
-  PatchSimilarityParams p = make_params(inputs, options, {}, sizes, strides);
-  float wanted = 0.0f;
-  if (minmax) p.minimum = &wanted;
-  return patch_similarity_table().workspace(p, threads);
+  return 0;
 }
 
 int64_t packed_size(const Options& options, const Sizes& sizes, const Strides& strides) {
@@ -119,7 +119,6 @@ void pack(int threads, const Inputs& inputs, uintptr_t packed, const Options& op
 
 void bind_patch_similarity(py::module_& module) {
   module.def("patch_similarity_forward", &forward);
-  module.def("patch_similarity_workspace", &workspace);
   module.def("patch_similarity_packed_size", &packed_size);
   module.def("patch_similarity_pack", &pack);
 }

@@ -76,7 +76,7 @@ PW_PORTABLE Half float_to_half(float value) {
   // Above, drop 13 bits: half a unit less one, plus the bit that decides a tie.
   const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   std::uint32_t result = magnitude < (113u << 23) ? subnormal : normal;
-  result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // 65520 and more round to infinity
+  result = magnitude >= 0x47800000u ? 0x7c00u : result;  // from 65520 on the carry did the same
   result = magnitude > 0x7f800000u ? 0x7e00u : result;
   return Half{static_cast<std::uint16_t>(sign | result)};
 #endif

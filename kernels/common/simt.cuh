@@ -21,6 +21,8 @@
 #define PW_HOST_DEVICE inline
 #define PW_LAUNCH_BOUNDS(...)
 #define PW_UNROLL
+// The engine reports source lines: a helper that calls barriers or collectives takes its caller's
+// as a last parameter (PW_SITE_PARAM) and hands it on (PW_SITE_ARG, or PW_SITE_ONLY when alone).
 #define PW_SITE_PARAM , ::patchword::simt::Site site = ::patchword::simt::Site::current()
 #define PW_SITE_ARG , site
 #define PW_SITE_ONLY site

@@ -93,7 +93,8 @@ template <typename Element>
 PW_INLINE VecF pack_lanes(const typename Element::Storage* rows, int64_t row_stride,
                           int64_t column_stride, int count, int64_t depth, int64_t width,
                           float* panel) {
-  VecF squares{};
+  // Four chains, since one would wait for the latency of each addition.
+  VecF squares[4] = {};
   VecF block[kLanes];
   int64_t d0 = 0;
   if (count == kLanes && column_stride == 1) {
@@ -104,7 +105,7 @@ PW_INLINE VecF pack_lanes(const typename Element::Storage* rows, int64_t row_str
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) {
         store(panel + (d0 + j) * width, block[j]);
-        squares = fma(block[j], block[j], squares);
+        squares[j % 4] = fma(block[j], block[j], squares[j % 4]);
       }
     }
   }
@@ -116,10 +117,10 @@ PW_INLINE VecF pack_lanes(const typename Element::Storage* rows, int64_t row_str
     transpose(block);
     for (int j = 0; j < n; ++j) {
       store(panel + (d0 + j) * width, block[j]);
-      squares = fma(block[j], block[j], squares);
+      squares[0] = fma(block[j], block[j], squares[0]);
     }
   }
-  return squares;
+  return (squares[0] + squares[1]) + (squares[2] + squares[3]);
 }
 
 }  // namespace PW_LEVEL

@@ -130,11 +130,27 @@ struct Scratch {
   float* maximum;
 };
 
+// Packs words [d0, d0 + slice) of the depth of up to kLanes patches; returns their squares.
+template <typename Element>
+PW_INLINE VecF pack_slice(const PatchSimilarityParams& p, const typename Element::Storage* rows,
+                          int count, int64_t d0, int64_t slice, bool pairs, float* lanes) {
+  float* target = lanes + d0 * kTileCols;
+  if constexpr (kHasPairs && sizeof(typename Element::Storage) == 2) {
+    if (pairs) {
+      const int64_t left = p.dim - 2 * d0;
+      return pack_pair_lanes(rows + 2 * d0, p.patches_stride[1], count,
+                             left < 2 * slice ? left : 2 * slice, target);
+    }
+  }
+  return pack_lanes<Element>(rows + d0 * p.patches_stride[2], p.patches_stride[1],
+                             p.patches_stride[2], count, slice, kTileCols, target);
+}
+
 template <typename Element>
 void run_panel(const PatchSimilarityParams& p, const float* packed, int64_t b, int64_t first,
                const Scratch& s) {
   typedef typename Element::Storage T;
-  const bool pairs = in_pairs(p);
+  const bool pairs = kHasPairs && in_pairs(p);
   const int64_t depth = packed_depth(p);
   const int64_t rest = p.num_patches - first;
   const int vectors = rest > kLanes ? kTileVectors : 1;
@@ -142,33 +158,40 @@ void run_panel(const PatchSimilarityParams& p, const float* packed, int64_t b, i
                   first * p.patches_stride[1];
   const float* factors = packed + (p.shared_queries ? 0 : b) * packed_batch(p);
   const float* panels = factors + aligned(p.num_queries);
-  VecF lane_factor[kTileVectors];
+  const auto multiply_slice = [&](int64_t d0, int64_t slice) {
+    if (pairs) {
+      multiply<PairProduct>(panels, s.panel, p.num_queries, depth, d0, slice, vectors, s.logits);
+    } else {
+      multiply<FloatProduct>(panels, s.panel, p.num_queries, depth, d0, slice, vectors, s.logits);
+    }
+  };
+  int counts[kTileVectors];
+  VecF squares[kTileVectors] = {};
   for (int v = 0; v < vectors; ++v) {
     const int64_t left = rest - v * kLanes;
-    const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-    const T* source = rows + v * kLanes * p.patches_stride[1];
-    float* lanes = s.panel + v * kLanes;
-    VecF squares;
-    if constexpr (kHasPairs && sizeof(T) == 2) {
-      squares = pairs ? pack_pair_lanes(source, p.patches_stride[1], count, p.dim, lanes)
-                      : pack_lanes<Element>(source, p.patches_stride[1], p.patches_stride[2], count,
-                                            p.dim, kTileCols, lanes);
-    } else {
-      squares = pack_lanes<Element>(source, p.patches_stride[1], p.patches_stride[2], count, p.dim,
-                                    kTileCols, lanes);
-    }
-    if (!p.cosine) {
-      lane_factor[v] = splat(1.0f);
-    } else if (kHasPairs && pairs) {
-      lane_factor[v] = lane_factors<true>(squares, lanes, depth, count, p.eps);
-    } else {
-      lane_factor[v] = lane_factors<false>(squares, lanes, depth, count, p.eps);
-    }
+    counts[v] = left < kLanes ? static_cast<int>(left) : kLanes;
   }
-  if (kHasPairs && pairs) {
-    multiply<PairProduct>(panels, s.panel, p.num_queries, depth, vectors, s.logits);
-  } else {
-    multiply<FloatProduct>(panels, s.panel, p.num_queries, depth, vectors, s.logits);
+  // A slice is multiplied while it is still in L1 from being packed.
+  for (int64_t d0 = 0; d0 == 0 || d0 < depth; d0 += kDepthBlock) {
+    const int64_t slice = depth - d0 < kDepthBlock ? depth - d0 : kDepthBlock;
+    for (int v = 0; v < vectors; ++v) {
+      squares[v] += pack_slice<Element>(p, rows + v * kLanes * p.patches_stride[1], counts[v], d0,
+                                        slice, pairs, s.panel + v * kLanes);
+    }
+    multiply_slice(d0, slice);
+  }
+  VecF lane_factor[kTileVectors];
+  bool rescued = false;
+  for (int v = 0; v < vectors; ++v) {
+    lane_factor[v] = splat(1.0f);
+    if (!p.cosine) continue;
+    float* lanes = s.panel + v * kLanes;
+    lane_factor[v] = pairs ? lane_factors<true>(squares[v], lanes, depth, counts[v], p.eps, &rescued)
+                           : lane_factors<false>(squares[v], lanes, depth, counts[v], p.eps, &rescued);
+  }
+  // Lanes have been scaled, so their products change too.
+  for (int64_t d0 = 0; rescued && d0 < depth; d0 += kDepthBlock) {
+    multiply_slice(d0, depth - d0 < kDepthBlock ? depth - d0 : kDepthBlock);
   }
   const float scale = p.scale ? *p.scale : p.scale_value;
   for (int v = 0; v < vectors; ++v) {

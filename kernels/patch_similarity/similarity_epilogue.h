@@ -118,10 +118,12 @@ PW_INLINE void write_topk(const PatchSimilarityParams& p, const Column& column) 
     if (column.excluded(c)) continue;
     VecF z = column.at(c);
     VecI index = splat_int(static_cast<int32_t>(c));
-    VecI enters = (z > values[k - 1]) | ((indices[k - 1] < 0) & (z == z));
+    const VecI enters = (z > values[k - 1]) | ((indices[k - 1] < 0) & (z == z));
     if (!any(enters)) continue;
+    VecI above{};
     for (int r = 0; r < k; ++r) {
-      const VecI above = (z > values[r]) | ((indices[r] < 0) & (index >= 0) & (z == z));
+      // Below the place of entry everything moves down by one, equal or not.
+      above |= (z > values[r]) | ((indices[r] < 0) & (z == z));
       const VecF value = values[r];
       const VecI at = indices[r];
       values[r] = select(above, z, value);

@@ -117,23 +117,21 @@ PW_INLINE void tile_of(int rows, const float* a, const float* b, int64_t depth, 
   }
 }
 
-// z[queries][kTileCols] of one patch panel. Lanes of vectors without a patch are not written.
+// Adds the products of depth [d0, d0 + slice) to z[queries][kTileCols]; the first slice overwrites.
+// Lanes of vectors without a patch are not written.
 template <typename Product>
-void multiply(const float* packed, const float* panel, int64_t queries, int64_t depth,
-              int vectors, float* z) {
+void multiply(const float* packed, const float* panel, int64_t queries, int64_t depth, int64_t d0,
+              int64_t slice, int vectors, float* z) {
   const Panels panels(queries);
-  for (int64_t d0 = 0; d0 == 0 || d0 < depth; d0 += kDepthBlock) {
-    const int64_t slice = depth - d0 < kDepthBlock ? depth - d0 : kDepthBlock;
-    for (int64_t p = 0; p < panels.count; ++p) {
-      const int rows = panels.rows(p);
-      const float* a = packed + panels.start(p) * depth + d0 * rows;
-      const float* b = panel + d0 * kTileCols;
-      float* target = z + panels.start(p) * kTileCols;
-      if (vectors == kTileVectors) {
-        tile_of<Product, kTileVectors>(rows, a, b, slice, d0 == 0, target);
-      } else {
-        tile_of<Product, 1>(rows, a, b, slice, d0 == 0, target);
-      }
+  for (int64_t p = 0; p < panels.count; ++p) {
+    const int rows = panels.rows(p);
+    const float* a = packed + panels.start(p) * depth + d0 * rows;
+    const float* b = panel + d0 * kTileCols;
+    float* target = z + panels.start(p) * kTileCols;
+    if (vectors == kTileVectors) {
+      tile_of<Product, kTileVectors>(rows, a, b, slice, d0 == 0, target);
+    } else {
+      tile_of<Product, 1>(rows, a, b, slice, d0 == 0, target);
     }
   }
 }
@@ -170,9 +168,9 @@ PW_INLINE float scale_word(float word, float scale) {
   return bit_cast<float>((high & 0xffff0000u) | (low >> 16));
 }
 
-// Norm factor of one lane whose squares are not trusted: scales the lane in place.
+// Norm factor of one lane whose squares are not trusted: scales the lane in place and says so.
 template <bool Pairs>
-float rescue_lane(float* lane, int64_t depth, float squares, float eps) {
+float rescue_lane(float* lane, int64_t depth, float squares, float eps, bool* rescued) {
   float peak = 0.0f;
   for (int64_t d = 0; d < depth; ++d) {
     const VecF word = bit_cast<VecF>(splat_int(bit_cast<int32_t>(lane[d * kTileCols])));
@@ -183,6 +181,7 @@ float rescue_lane(float* lane, int64_t depth, float squares, float eps) {
   }
   const float scale = rescue_scale(peak);
   if (scale == 1.0f) return inverse_norm(squares, 1.0f, eps);
+  *rescued = true;
   squares = 0.0f;
   for (int64_t d = 0; d < depth; ++d) {
     float& word = lane[d * kTileCols];
@@ -197,7 +196,8 @@ float rescue_lane(float* lane, int64_t depth, float squares, float eps) {
 
 // 1 / max(|x|, eps) per lane of a packed panel.
 template <bool Pairs>
-PW_INLINE VecF lane_factors(VecF squares, float* panel, int64_t depth, int count, float eps) {
+PW_INLINE VecF lane_factors(VecF squares, float* panel, int64_t depth, int count, float eps,
+                            bool* rescued) {
   float lanes[kLanes];
   store(lanes, squares);
   for (int i = 0; i < kLanes; ++i) {
@@ -206,7 +206,7 @@ PW_INLINE VecF lane_factors(VecF squares, float* panel, int64_t depth, int count
     } else if (__builtin_expect(trusted(lanes[i]), 1)) {
       lanes[i] = inverse_norm(lanes[i], 1.0f, eps);
     } else {
-      lanes[i] = rescue_lane<Pairs>(panel + i, depth, lanes[i], eps);
+      lanes[i] = rescue_lane<Pairs>(panel + i, depth, lanes[i], eps, rescued);
     }
   }
   return load(lanes);

@@ -114,8 +114,10 @@ PW_KERNEL void warp_kernel(const std::int32_t* input, std::int64_t* output) {
   put(simt::warp_reduce(v, simt::Sum{}, 4));
   if (lane < 16) {
     put(simt::shuffle_down(v, 1, 0x0000ffffu, 16));
+    put(simt::shuffle(v, 20, 0x0000ffffu));  // undefined: the mask does not name lane 20
   } else {
     put(simt::ballot(v % 2 == 0, 0xffff0000u));
+    put(simt::all(lane >= 16, 0xffff0000u));
   }
   simt::sync_warp();
 }
@@ -271,7 +273,8 @@ enum Broken {
   kStaticOverflow,
   kDynamicOverflow,
   kLdmatrixOutside,
-  kCopyMisaligned,
+  kCopyToMisaligned,
+  kCopyFromMisaligned,
   kCopyOutside,
   kPackMisaligned,
   kNamedShort,
@@ -326,7 +329,10 @@ PW_KERNEL void broken_kernel(int kind, float* output) {
       value = static_cast<float>(r[0]);
       break;
     }
-    case kCopyMisaligned: simt::cp_async<16>(shared + 1, output); break;
+    case kCopyToMisaligned: simt::cp_async<16>(shared + 1, output); break;
+    case kCopyFromMisaligned:
+      simt::cp_async<16>(shared, reinterpret_cast<const char*>(output) + 2);
+      break;
     case kCopyOutside: simt::cp_async<4>(shared + 64, output); break;
     case kPackMisaligned: value = simt::load_pack<4>(shared + 2)[0]; break;
     case kNamedShort:

@@ -75,7 +75,7 @@ def test_atomics(call: Call, order: str, rng: np.random.Generator) -> None:
 
 def test_warp_primitives(call: Call, order: str, rng: np.random.Generator) -> None:
     v = rng.integers(0, 1000, 32).astype(np.int32)
-    output = np.zeros((18, 32), np.int64)
+    output = np.zeros((19, 32), np.int64)
     assert call("warp", v, output) == (0, "")
     lane = np.arange(32)
     ballot3 = sum(1 << i for i in range(32) if v[i] % 3 == 0)
@@ -99,6 +99,7 @@ def test_warp_primitives(call: Call, order: str, rng: np.random.Generator) -> No
         np.full(32, v.max()),
         v.reshape(8, 4).sum(1).repeat(4),
         np.where(lane < 15, v[(lane + 1) % 32], np.where(lane < 16, v[15], ballot2)),
+        np.where(lane < 16, -1, 1),
     ]
     for row, want in enumerate(expected):
         np.testing.assert_array_equal(output[row], want, err_msg=f"row {row}")

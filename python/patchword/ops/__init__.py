@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops: functions of tensors, each with a compiled, a plain-torch and sometimes a Triton form."""
+"""The ops: functions of tensors, each compiled, in plain torch, and in Triton where it pays."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ __all__ = [
     "CycleConsistency",
     "Matches",
     "NearestNeighbors",
+    "PackedQueries",
     "cycle_consistency",
     "dual_softmax_matches",
     "explain",
     "explain_environment",
+    "intersection_and_union",
+    "mask_upsample",
     "match_logsumexp",
     "mutual_nearest_neighbors",
     "nearest_neighbors",
-    "intersection_and_union",
-    "mask_upsample",
-    "PackedQueries",
     "pack_queries",
     "patch_similarity",
     "sample_features",

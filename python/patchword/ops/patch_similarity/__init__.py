@@ -11,7 +11,7 @@ from torch import Tensor
 from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
-from patchword.ops.patch_similarity import native
+from patchword.ops.patch_similarity import native, triton_kernels
 from patchword.ops.patch_similarity.packed import Metric, PackedQueries, check_eps, pack_queries
 from patchword.ops.patch_similarity.reference import patch_similarity_reference
 
@@ -66,11 +66,15 @@ _BUNDLES: dict[str, type[TopK] | type[ArgMax] | type[MinMax]] = {
 Value = Tensor | TopK | ArgMax | MinMax
 
 
-def _always(patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5) -> str | None:
+def _always(patches: Tensor, queries: Tensor, **options: Any) -> str | None:
     return None
 
 
-refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
+refusals: dict[Backend, _backends.Refusal] = {
+    "native": native.refuse,
+    "triton": triton_kernels.refuse,
+    "reference": _always,
+}
 
 
 def _check_tensors(patches: Tensor, queries: Tensor) -> None:
@@ -105,7 +109,9 @@ def _check_tensors(patches: Tensor, queries: Tensor) -> None:
         )
     for name, tensor in (("patches", patches), ("queries", queries)):
         if not tensor.is_floating_point():
-            raise DTypeError(f"patch_similarity: {name} must be floating point, got {tensor.dtype}.")
+            raise DTypeError(
+                f"patch_similarity: {name} must be floating point, got {tensor.dtype}."
+            )
     _check_device("queries", queries, patches)
 
 
@@ -315,7 +321,14 @@ def patch_similarity(
     bits = _bits_of(output)
     names: tuple[str, ...] = (output,) if isinstance(output, str) else tuple(output)
     chosen = _backends.choose(
-        "patch_similarity", refusals, backend, patches, queries, outputs=bits, top_k=top_k
+        "patch_similarity",
+        refusals,
+        backend,
+        patches,
+        queries,
+        outputs=bits,
+        top_k=top_k,
+        grouped=groups is not None,
     )
     found: dict[str, Any]
     if chosen == "native":
@@ -324,6 +337,20 @@ def patch_similarity(
             group_reduce == "mean", bits, top_k, background, channels_last, metric == "cosine", eps,
         )  # fmt: skip
         found = {name: [results[i] for i in native.OUTPUT_SLOTS[name]] for name in names}
+    elif chosen == "triton":
+        value = triton_kernels.patch_similarity_triton(
+            patches,
+            queries,
+            softmax=bits == native.OUTPUT_BITS["softmax"],
+            cosine=metric == "cosine",
+            scale=scale,
+            bias=0.0 if bias is None else bias,
+            class_mask=class_mask,
+            background=background,
+            channels_last=channels_last,
+            eps=eps,
+        )
+        found = {names[0]: (value,)}
     else:
         found = dict(
             patch_similarity_reference(

@@ -15,7 +15,9 @@ def _norms(vectors: Tensor, cosine: bool, eps: float) -> tuple[Tensor, Tensor | 
     return 1 / norm.clamp_min(eps), norm > eps
 
 
-def _through_norm(gradient: Tensor, vectors: Tensor, inverse: Tensor, free: Tensor | None) -> Tensor:
+def _through_norm(
+    gradient: Tensor, vectors: Tensor, inverse: Tensor, free: Tensor | None
+) -> Tensor:
     """Gradient in ``v`` from the gradient in ``v / max(|v|, eps)``."""
     if free is None:
         return gradient
@@ -31,7 +33,7 @@ def _logits_of_prompts(
 
 
 def _group_index(order: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
-    """Class of every prompt, ``num_classes`` for prompts of no class. ``[C]``"""
+    """Class of every prompt, ``num_classes`` for prompts of no class."""
     position = torch.arange(order.shape[0], device=order.device)
     ranked = torch.searchsorted(offsets, position, right=True) - 1
     ranked = torch.where((ranked < 0) | (position >= offsets[-1]), num_classes, ranked)
@@ -41,7 +43,7 @@ def _group_index(order: Tensor, offsets: Tensor, num_classes: int) -> Tensor:
 def _reduce(
     z: Tensor, take_part: Tensor, group: Tensor, num_classes: int, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class logits ``[B, N, G]``, classes that take part, and each prompt's share of the gradient."""
+    """Class logits ``[B, N, G]``, classes that take part, each prompt's share of the gradient."""
     index = torch.where(take_part, group, num_classes)  # [B or 1, 1, C]
     index = index.expand_as(z)
     shape = (*z.shape[:2], num_classes + 1)
@@ -64,6 +66,34 @@ def _reduce(
         classes = best
     share = torch.where(index < num_classes, share, 0)
     return classes[..., :num_classes], count[..., :num_classes] > 0, share
+
+
+def _softmax(z: Tensor, take_part: Tensor | None, background: float | None) -> Tensor:
+    """Probabilities ``[B, N, G]``; 0 for classes that do not take part."""
+    rivals = z if take_part is None else torch.where(take_part, z, -torch.inf)
+    if background is not None:
+        rivals = torch.cat([rivals, rivals.new_full((*z.shape[:2], 1), background)], -1)
+    probabilities = rivals.softmax(-1)[..., : z.shape[-1]]
+    return probabilities if take_part is None else torch.where(take_part, probabilities, 0.0)
+
+
+def _logit_gradient(gradients: dict[str, Tensor], maps: dict[str, Tensor]) -> Tensor | None:
+    """Gradient in the class logits; all tensors ``[B, N, G]``, "logsumexp" ``[B, N, 1]``."""
+    terms = []
+    if "logits" in gradients:
+        terms.append(gradients["logits"])
+    if "softmax" in gradients:
+        p, g = maps["softmax"], gradients["softmax"]
+        terms.append(p * (g - (p * g).sum(-1, keepdim=True)))
+    if "logsumexp" in gradients:
+        terms.append(maps["softmax"] * gradients["logsumexp"])
+    if "sigmoid" in gradients:
+        p = maps["sigmoid"]
+        terms.append(gradients["sigmoid"] * p * (1 - p))
+    total: Tensor | None = None
+    for term in terms:
+        total = term if total is None else total + term
+    return total
 
 
 def similarity_backward(
@@ -112,75 +142,53 @@ def similarity_backward(
     def rows(values: Tensor) -> Tensor:
         return (values if channels_last else values.transpose(1, 2)).to(compute)
 
-    take_part: Tensor | None = None
-    if class_mask is not None:
-        take_part = class_mask.view(-1, 1, w.shape[-2])
-    share: Tensor | None = None
-    group: Tensor | None = None
-    z: Tensor | None = None
+    flowing = {
+        name: gradient.to(compute)[..., None] if name == "logsumexp" else rows(gradient)
+        for name, gradient in gradients.items()
+    }
+    maps = {name: rows(values) for name, values in saved.items()}
+    # Which of the maps the flowing gradients pass through and nobody saved.
+    missing = {"softmax": ("softmax", "logsumexp"), "sigmoid": ("sigmoid",)}
+    missing = {
+        name: users
+        for name, users in missing.items()
+        if name not in maps and any(user in flowing for user in users)
+    }
+    take_part = None if class_mask is None else class_mask.view(-1, 1, w.shape[-2])
     grouped = group_order is not None and group_offsets is not None
-    needs_softmax = "softmax" in gradients or "logsumexp" in gradients
-    if grouped or (needs_softmax and "softmax" not in saved) or (
-        "sigmoid" in gradients and "sigmoid" not in saved
-    ):
+    group = share = z = None
+    if grouped or missing:
         z = _logits_of_prompts(x, w, scale, bias, cosine, eps)
-    if group_order is not None and group_offsets is not None and z is not None:
-        group = _group_index(group_order, group_offsets, num_classes)
-        everyone = torch.ones((1, 1, w.shape[-2]), dtype=torch.bool, device=w.device)
-        z, take_part, share = _reduce(
-            z, everyone if take_part is None else take_part, group, num_classes, group_mean
-        )
-
-    def participating(values: Tensor) -> Tensor:
-        return values if take_part is None else torch.where(take_part, values, 0.0)
-
-    probabilities: Tensor | None = None
-    if needs_softmax:
-        if "softmax" in saved:
-            probabilities = rows(saved["softmax"])
-        elif z is not None:
-            rivals = z if take_part is None else torch.where(take_part, z, -torch.inf)
-            if background is not None:
-                rivals = torch.cat([rivals, rivals.new_full((*z.shape[:2], 1), background)], -1)
-            probabilities = participating(rivals.softmax(-1)[..., : z.shape[-1]])
-    dz: Tensor | None = rows(gradients["logits"]) if "logits" in gradients else None
-
-    def add(term: Tensor) -> Tensor:
-        return term if dz is None else dz + term
-
-    if probabilities is not None and "softmax" in gradients:
-        g = rows(gradients["softmax"])
-        dz = add(probabilities * (g - (probabilities * g).sum(-1, keepdim=True)))
-    if probabilities is not None and "logsumexp" in gradients:
-        dz = add(probabilities * gradients["logsumexp"].to(compute)[..., None])
-    if "sigmoid" in gradients:
-        if "sigmoid" in saved:
-            p = rows(saved["sigmoid"])
-        else:
-            p = participating(z.sigmoid()) if z is not None else rows(gradients["sigmoid"])
-        dz = add(rows(gradients["sigmoid"]) * p * (1 - p))
+        if group_order is not None and group_offsets is not None:
+            group = _group_index(group_order, group_offsets, num_classes)
+            if take_part is None:
+                take_part = torch.ones((1, 1, w.shape[-2]), dtype=torch.bool, device=w.device)
+            z, take_part, share = _reduce(z, take_part, group, num_classes, group_mean)
+        if "softmax" in missing:
+            maps["softmax"] = _softmax(z, take_part, background)
+        if "sigmoid" in missing:
+            p = z.sigmoid()
+            maps["sigmoid"] = p if take_part is None else torch.where(take_part, p, 0.0)
+    dz = _logit_gradient(flowing, maps)
     if dz is None:
         dz = x.new_zeros((*x.shape[:2], num_classes))
     if share is not None and group is not None:
-        padded = torch.nn.functional.pad(dz, (0, 1))
-        dz = padded[..., group] * share
+        dz = torch.nn.functional.pad(dz, (0, 1))[..., group] * share
 
     rx, x_free = _norms(x, cosine, eps)
     rw, w_free = _norms(w, cosine, eps)
-    patches_gradient = queries_gradient = scale_gradient = bias_gradient = None
+    patches_gradient = queries_gradient = scale_gradient = None
     if wanted[0] or wanted[2]:
         h = dz @ (w * rw)  # gradient in the normalised patches without the scale
-        if wanted[2]:
-            scale_gradient = (h * x * rx).sum()
+        scale_gradient = (h * x * rx).sum() if wanted[2] else None
         if wanted[0]:
             patches_gradient = (_through_norm(h, x, rx, x_free) * scale).to(patches.dtype)
     if wanted[1]:
-        weighted = dz * rx if cosine else dz
+        weighted = dz * rx
         if w.ndim == 2:
             h = weighted.flatten(0, 1).T @ x.flatten(0, 1)
         else:
             h = weighted.transpose(1, 2) @ x
         queries_gradient = (_through_norm(h, w, rw, w_free) * scale).to(queries.dtype)
-    if wanted[3]:
-        bias_gradient = dz.sum((0, 1))
+    bias_gradient = dz.sum((0, 1)) if wanted[3] else None
     return patches_gradient, queries_gradient, scale_gradient, bias_gradient

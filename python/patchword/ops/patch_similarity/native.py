@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 from patchword.ops.patch_similarity.backward import similarity_backward
 
 # Bits of the `outputs` argument of the registered op.
@@ -33,11 +35,15 @@ OUTPUT_SLOTS: dict[str, tuple[int, ...]] = {
     "minmax": (8, 9),
 }
 NUM_RESULTS = 10
+DIFFERENTIABLE = (0, 1, 2, 7)  # logits, softmax, sigmoid, logsumexp
 MAX_TOP_K = 32
+
+_kept = threading.local()
+_KEPT_BYTES = 1 << 22
 
 
 def refuse(
-    patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5
+    patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5, grouped: bool = False
 ) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
     reason = _library.refuse_device(patches) or _library.refuse_dtype(patches, queries)
@@ -103,7 +109,9 @@ def _depth_and_rows(queries: Tensor) -> tuple[int, int, int]:
     return depth, rows, rows
 
 
-def _usable(packed: Tensor | None, level: str, version: int, patches: Tensor, queries: Tensor) -> bool:
+def _usable(
+    packed: Tensor | None, level: str, version: int, patches: Tensor, queries: Tensor
+) -> bool:
     """Whether a packed form still stands for these queries and fits how patches will be read."""
     if packed is None or patches.is_cuda or _library.runtime(patches)[0] == _library.CUDA:
         return False
@@ -115,58 +123,35 @@ def _usable(packed: Tensor | None, level: str, version: int, patches: Tensor, qu
     )
 
 
+# Where _allocate's numbers stand among the arguments of the op that follow `packed_version`.
+_SHAPING = (7, 9, 10, 12)  # num_classes, outputs, top_k, channels_last
+
+
 def _run(
     patches: Tensor,
     queries: Tensor,
     packed: Tensor | None,
     packed_level: str,
     packed_version: int,
-    scale: Tensor | None,
-    scale_value: float,
-    bias: Tensor | None,
-    bias_value: float,
-    class_mask: Tensor | None,
-    group_order: Tensor | None,
-    group_offsets: Tensor | None,
-    num_classes: int,
-    group_mean: bool,
-    outputs: int,
-    top_k: int,
-    background: float | None,
-    channels_last: bool,
-    cosine: bool,
-    eps: float,
+    *rest: Any,
 ) -> list[Tensor | None]:
     """Allocate the wanted results and fill them; the others are None."""
-    results = _allocate(patches, num_classes, outputs, top_k, channels_last)
+    shaping = [rest[i] for i in _SHAPING]
     device, stream, threads = _library.runtime(patches)
     if device == _library.CUDA and queries.dtype != patches.dtype:
         # The CUDA kernels read one element type; float32 holds both exactly.
-        raise_outputs = [r.float() if i < 3 and r is not None else r for i, r in enumerate(results)]
-        _fill(
-            raise_outputs, device, stream, threads, patches.float(), queries.float(), None, scale,
-            scale_value, bias, bias_value, class_mask, group_order, group_offsets, num_classes,
-            group_mean, outputs, top_k, background, channels_last, cosine, eps,
-        )  # fmt: skip
-        return [
-            r.to(patches.dtype) if i < 3 and r is not None else r
-            for i, r in enumerate(raise_outputs)
-        ]
+        wide = _run(patches.float(), queries.float(), None, "", -1, *rest)
+        return [r.to(patches.dtype) if i < 3 and r is not None else r for i, r in enumerate(wide)]
     if not _usable(packed, packed_level, packed_version, patches, queries):
         packed = None
-    _fill(
-        results, device, stream, threads, patches, queries, packed, scale, scale_value, bias,
-        bias_value, class_mask, group_order, group_offsets, num_classes, group_mean, outputs, top_k,
-        background, channels_last, cosine, eps,
-    )  # fmt: skip
+    results = _allocate(patches, *shaping)
+    _fill(results, (device, stream, threads), patches, queries, packed, *rest)
     return results
 
 
 def _fill(
     results: list[Tensor | None],
-    device: int,
-    stream: int,
-    threads: int,
+    runtime: tuple[int, int, int],
     patches: Tensor,
     queries: Tensor,
     packed: Tensor | None,
@@ -186,6 +171,7 @@ def _fill(
     cosine: bool,
     eps: float,
 ) -> None:
+    device, stream, threads = runtime
     batch, count, depth = patches.shape
     shared = queries.ndim == 2
     if scale is not None:
@@ -219,22 +205,21 @@ def _fill(
     numbers = (scale_value, bias_value, 0.0 if background is None else background, eps)
     sizes = (batch, count, depth, queries.shape[-2], num_classes)
     strides = (*patches.stride(), *((0,) if shared else ()), *queries.stride(), mask_stride)
-    scratch = None
-    if device == _library.CPU:
-        size = C.patch_similarity_workspace(threads, inputs, outputs & 64 != 0, options, sizes, strides)
-        scratch = torch.empty(size, dtype=torch.uint8, device=patches.device)
-    C.patch_similarity_forward(
-        device,
-        stream,
-        threads,
-        inputs,
-        tuple([_address(result) for result in results]),
-        _address(scratch),
-        options,
-        numbers,
-        sizes,
-        strides,
+    arguments = (inputs, tuple([_address(result) for result in results]))
+    rest = (options, numbers, sizes, strides)
+    # A small workspace outlives the call, one per thread; on a GPU the allocator keeps them anyway.
+    scratch = getattr(_kept, "workspace", None) if device == _library.CPU else None
+    address, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
+    needed = C.patch_similarity_forward(
+        device, stream, threads, *arguments, address, size, *rest
     )
+    if needed:
+        scratch = torch.empty(needed, dtype=torch.uint8, device=patches.device)
+        if needed <= _KEPT_BYTES and device == _library.CPU:
+            _kept.workspace = scratch
+        C.patch_similarity_forward(
+            device, stream, threads, *arguments, scratch.data_ptr(), needed, *rest
+        )
 
 
 def _filled(patches: Tensor, results: list[Tensor | None]) -> tuple[Tensor, ...]:
@@ -247,8 +232,7 @@ def _forward(patches: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake(patches: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    num_classes, outputs, top_k, channels_last = (arguments[i] for i in (11, 13, 14, 16))
-    return _filled(patches, _allocate(patches, num_classes, outputs, top_k, channels_last))
+    return _filled(patches, _allocate(patches, *(arguments[4 + i] for i in _SHAPING)))
 
 
 _forward_op = _library.register(
@@ -256,7 +240,8 @@ _forward_op = _library.register(
     "int packed_version, Tensor? scale, float scale_value, Tensor? bias, float bias_value, "
     "Tensor? class_mask, Tensor? group_order, Tensor? group_offsets, SymInt num_classes, "
     "bool group_mean, int outputs, int top_k, float? background, bool channels_last, bool cosine, "
-    "float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float eps) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake,
 )
@@ -347,7 +332,12 @@ class _Similarity(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, patches: Tensor, queries: Tensor, scale: Tensor | None, bias: Tensor | None, rest: Any
+        ctx: Any,
+        patches: Tensor,
+        queries: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        rest: Any,
     ) -> tuple[Tensor, ...]:
         packed, level, version, scale_value, bias_value, *options = rest
         results: tuple[Tensor, ...] = _forward_op(
@@ -356,8 +346,9 @@ class _Similarity(torch.autograd.Function):
         mask, order, offsets, classes, mean, outputs, _, background, last, cosine, eps = options
         softmax = results[1] if outputs & 2 else None
         sigmoid = results[2] if outputs & 4 else None
-        # Grouped prompts need their own logits again, so nothing is saved for them.
-        keep = order is None
+        # Grouped prompts need their own logits again, and maps rounded to half precision are too
+        # coarse for sums with cancellation: for those nothing is saved.
+        keep = order is None and patches.dtype == torch.float32
         ctx.save_for_backward(
             patches, queries, scale, bias, mask, order, offsets,
             softmax if keep else None, sigmoid if keep else None,
@@ -365,7 +356,8 @@ class _Similarity(torch.autograd.Function):
         ctx.numbers = (scale_value, bias_value)
         ctx.options = (classes, mean, background, last, cosine, eps)
         ctx.set_materialize_grads(False)
-        differentiable = {slot for slot in (0, 1, 2, 7) if results[slot].ndim > 1}
+        differentiable = {slot for slot in DIFFERENTIABLE if results[slot].ndim > 1}
+        ctx.differentiable = differentiable
         ctx.mark_non_differentiable(
             *[result for slot, result in enumerate(results) if slot not in differentiable]
         )
@@ -375,9 +367,11 @@ class _Similarity(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         patches, queries, scale, bias, mask, order, offsets, softmax, sigmoid = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:4])
+        # A compiled graph may hand in gradients of the empty placeholders too.
+        flowing = [gradients[s] if s in ctx.differentiable else None for s in DIFFERENTIABLE]
         results = _backward_op(
             patches, queries, scale, ctx.numbers[0], bias, ctx.numbers[1], mask, order, offsets,
-            *ctx.options, [gradients[slot] for slot in (0, 1, 2, 7)], softmax, sigmoid, wanted,
+            *ctx.options, flowing, softmax, sigmoid, wanted,
         )  # fmt: skip
         found = [r if want else None for r, want in zip(results, wanted, strict=True)]
         if found[2] is not None:
@@ -402,9 +396,9 @@ def patch_similarity_native(
         return _run(patches, queries, *packed, scale, scale_value, bias, bias_value, *options)
     if _library.wants_gradient(patches, queries, scale, bias):
         rest = (*packed, scale_value, bias_value, *options)
-        results: tuple[Tensor, ...] = _Similarity.apply(patches, queries, scale, bias, rest)
-        return results
-    results = _forward_op(
+        apply: Callable[..., tuple[Tensor, ...]] = _Similarity.apply
+        return apply(patches, queries, scale, bias, rest)
+    results: tuple[Tensor, ...] = _forward_op(
         patches, queries, *packed, scale, scale_value, bias, bias_value, *options
     )
     return results

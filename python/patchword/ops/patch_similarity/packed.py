@@ -70,7 +70,8 @@ def pack_queries(
     """
     if queries.ndim not in (2, 3):
         raise ShapeError(
-            f"pack_queries: queries must have shape [C, D] or [B, C, D], got {list(queries.shape)}.",
+            "pack_queries: queries must have shape [C, D] or [B, C, D], "
+            f"got {list(queries.shape)}.",
             "[C, D] or [B, C, D]",
             tuple(queries.shape),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity of patches to queries in plain torch: the definition that kernels are tested against."""
+"""Similarity of patches to queries in plain torch: the definition that kernels must meet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 def _inverse_norm(vectors: Tensor, cosine: bool, eps: float) -> Tensor:
     if not cosine:
         return vectors.new_ones(())
-    return 1 / vectors.norm(dim=-1, keepdim=True).clamp_min(eps)
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return 1 / norm.clamp_min(eps)
 
 
 def _reduce_groups(
@@ -40,7 +41,7 @@ def _reduce_groups(
 
 
 def _ranked(z: Tensor, take_part: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best ``k`` of each row, lowest index first among equals; -inf and -1 where none is left."""
+    """The best ``k`` of each row, lowest index first among equals; then -inf and -1."""
     valid = take_part & ~z.isnan()
     order = torch.where(valid, z, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     rank = valid.gather(-1, order).byte().sort(dim=-1, descending=True, stable=True).indices
@@ -73,7 +74,7 @@ def patch_similarity_reference(
     channels_last: bool = False,
     eps: float = 1e-12,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Every wanted output of ``z[b, n, c] = scale * <x, w> / (max(|x|, eps) max(|w|, eps)) + bias``.
+    """What is wanted of ``z[b, n, c] = scale <x, w> / (max(|x|, eps) max(|w|, eps)) + bias``.
 
     ``take_part`` follows from ``class_mask`` (True = take part) and holds for probabilities,
     ranks and sums; ``logits`` and ``minmax`` are those of every class. Maps have the dtype of
