@@ -81,7 +81,8 @@ class MatchGate:
         return Verdict(_most(deficit[valid]), 2 * DOT_TOLERANCE, int((~valid).sum()), ties)
 
     def _scale(self, chosen: Tensor) -> Tensor:
-        return (self._norm0 * self._norm1[chosen.clamp(min=0)]).clamp(min=1e-30)
+        scale: Tensor = self._norm0 * self._norm1[chosen.clamp(min=0)]
+        return scale.clamp(min=1e-30)
 
     def _mutual(self, matches: Tensor) -> Verdict:
         row_best, row_index, row_gap, col_best, col_index, col_gap = self._oracle
@@ -108,7 +109,8 @@ def _second_best(scores: Tensor, place: Tensor, dim: int) -> Tensor:
     if scores.shape[dim] < 2:
         return torch.full_like(place, -torch.inf, dtype=scores.dtype)
     hidden = scores.scatter(dim, place.unsqueeze(dim), -torch.inf)
-    return hidden.amax(dim)
+    best: Tensor = hidden.amax(dim)
+    return best
 
 
 def _most(values: Tensor) -> float:
@@ -228,7 +230,9 @@ class UpsampleGate:
         error, ties = 0.0, 0
         for band, values, tap in self._bands():
             different = (values > threshold) != (masks[:, band] != 0)
-            error = max(error, _most(((values - threshold).abs() / tap.clamp(min=1e-30))[different]))
+            error = max(
+                error, _most(((values - threshold).abs() / tap.clamp(min=1e-30))[different])
+            )
             ties += int(different.sum())
         return Verdict(error, self._tolerance, 0, ties)
 

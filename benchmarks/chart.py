@@ -16,13 +16,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Write a PNG: one bar per peer and row, a line at 1 and a mark at each target."""
     rows = [row for row in result["rows"] if row["kind"] == "speed"]
     threads = sorted({row["threads"] for row in rows}) or [1]
-    names = list(dict.fromkeys(row["id"] for row in rows))
-    longest = max((_bars(rows, threads, name) for name in names), key=len, default=[])
-    total = sum(len(_bars(rows, [count], name)) + 1 for name in names for count in threads)
-    height = 1.5 + 0.2 * max(total / len(threads), len(longest))
+    height = 1.5 + 0.2 * max(
+        (
+            sum(1.3 + max(1, len(row["ratios"])) for row in rows if row["threads"] == count)
+            for count in threads
+        ),
+        default=0.0,
+    )
     figure = Figure(figsize=(7.5 * len(threads), height), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, count in zip(figure.subplots(1, len(threads), squeeze=False)[0], threads, strict=True):
+    for axes, count in zip(
+        figure.subplots(1, len(threads), squeeze=False)[0], threads, strict=True
+    ):
         _panel(axes, [row for row in rows if row["threads"] == count])
         unit = "thread" if count == 1 else "threads"
         axes.set_title(f"{count} {unit}" if result["device"] == "cpu" else result["device"])
@@ -34,15 +39,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-
-
-def _bars(rows: list[Any], threads: list[int], name: str) -> list[tuple[str, float]]:
-    return [
-        bar
-        for row in rows
-        if row["id"] == name and row["threads"] in threads
-        for bar in row["ratios"].items()
-    ]
 
 
 def _panel(axes: Any, rows: list[Any]) -> None:
@@ -70,8 +66,10 @@ def _panel(axes: Any, rows: list[Any]) -> None:
             places.append(place)
         place += 1.3
     axes.set_xscale("log")
+    largest = max((ratio for row in rows for ratio in row["ratios"].values()), default=1.0)
+    smallest = min((ratio for row in rows for ratio in row["ratios"].values()), default=1.0)
+    axes.set_xlim(0.7 * min(1.0, smallest), 2 * max(1.0, largest))
     axes.axvline(1, color=TARGET, linewidth=0.8)
     axes.set_yticks(places, labels, fontsize=6)
     axes.set_ylim(place, -1)
-    axes.margins(x=0.2)
     axes.set_xlabel("ratio; black marks are targets", fontsize=7)

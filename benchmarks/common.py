@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 Run = Callable[[], Any]
@@ -21,6 +21,8 @@ MIN_SAMPLES = 30
 MIN_SAMPLES_SLOW = 5
 SLOW_S = 0.3
 """Peers slower than this per call take fewer samples, down to ``MIN_SAMPLES_SLOW``."""
+SLOW_BUDGET_S = 4.0
+"""Seconds that the samples of such a peer may take, as far as the minimum allows."""
 
 
 class NotAvailable(Exception):
@@ -84,10 +86,12 @@ def time_call(run: Run, loops: int = 1, warm: bool = False) -> Sample:
 
 def make_plan(seconds: float, quick: bool = False) -> Plan:
     """Choose the number of samples for a call that takes about ``seconds``."""
-    most, slow, budget = (7, 2, 0.5) if quick else (MIN_SAMPLES, MIN_SAMPLES_SLOW, 9.0)
+    most, slow, budget = MIN_SAMPLES, MIN_SAMPLES_SLOW, SLOW_BUDGET_S
+    limit = SLOW_S
+    if quick:
+        most, slow, budget, limit = 7, 2, 0.5, 0.07
     seconds = max(seconds, 1e-8)
     loops = max(1, math.ceil(MIN_SAMPLE_S / seconds))
-    limit = SLOW_S if not quick else budget / most
     samples = most if seconds <= limit else max(slow, min(most, int(budget / seconds)))
     return Plan(samples, loops, warm=seconds < WARM_BELOW_S)
 
@@ -102,6 +106,17 @@ def summarize(seconds: Sequence[float]) -> Summary:
         else [seconds[0]] * 3
     )
     return Summary(len(seconds), middle, low, high, min(seconds))
+
+
+def count_bytes(result: Any) -> int:
+    """Return the bytes of the tensors and arrays in a result, which may be nested."""
+    if hasattr(result, "nbytes"):
+        return int(result.nbytes)
+    if isinstance(result, (list, tuple)):
+        return sum(count_bytes(part) for part in result)
+    if is_dataclass(result):
+        return sum(count_bytes(part) for part in vars(result).values())
+    return 0
 
 
 def set_threads(threads: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import NotAvailable, Run, Sample
+from benchmarks.common import NotAvailable, Run, Sample, count_bytes
 
 
 def require_cuda() -> None:
@@ -39,8 +39,8 @@ class CudaTimer:
         return self._between_events(run, loops)
 
     def _between_events(self, run: Run, loops: int) -> Sample:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(loops):
             run()
@@ -51,16 +51,13 @@ class CudaTimer:
 
 
 def peak_of_call(run: Run) -> tuple[int, int]:
-    """Return (peak extra device bytes during the call, bytes that its result keeps)."""
+    """Return (peak extra device bytes during the call, bytes of its result)."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = run()
     torch.cuda.synchronize()
-    kept = torch.cuda.memory_allocated() - before
-    peak = torch.cuda.max_memory_allocated() - before
-    del result
-    return peak, kept
+    return torch.cuda.max_memory_allocated() - before, count_bytes(result)
 
 
 def count_launches(run: Run) -> int:
@@ -70,5 +67,4 @@ def count_launches(run: Run) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         run()
         torch.cuda.synchronize()
-    device = torch.autograd.DeviceType.CUDA
-    return sum(1 for event in recorded.events() or () if event.device_type == device)
+    return sum(event.device_type.name == "CUDA" for event in recorded.events() or ())

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import (
+    SLOW_S,
     NotAvailable,
     Run,
     Sample,
@@ -76,10 +78,12 @@ def judge(candidate: Candidate, verdict: Verdict | None) -> None:
         f"error {verdict.error:.1e} over {verdict.tolerance:.1e}, "
         f"{verdict.mismatches} wrong elements"
     )
-    if candidate.role == "peer" and verdict.mismatches == 0:
-        if verdict.error <= PEER_SLACK * verdict.tolerance:
-            candidate.status, candidate.reason = "loose", detail
-            return
+    if math.isinf(verdict.error):
+        detail = f"the result has the wrong shape or is not finite, {verdict.mismatches} elements"
+    near = verdict.mismatches == 0 and verdict.error <= PEER_SLACK * verdict.tolerance
+    if candidate.role == "peer" and near:
+        candidate.status, candidate.reason = "loose", detail
+        return
     candidate.drop("void", detail)
 
 
@@ -153,8 +157,7 @@ class Session:
         ]
         variants = [(backend, row.ours, backend) for backend in self.backends[1:]]
         variants += [
-            (f"{self.backends[0]}, {name}", build, self.backends[0])
-            for name, build in row.variants
+            (f"{self.backends[0]}, {name}", build, self.backends[0]) for name, build in row.variants
         ]
         for name, build, backend in variants:
             found.append(Candidate(f"patchword {name}", "variant", partial(build, backend=backend)))
@@ -163,11 +166,10 @@ class Session:
 
 
 def _from_peer(peer: Peer) -> Candidate:
-    return Candidate(
-        peer.name, "peer", peer.build, peer.part, peer.where, peer.compiled, peer.note
-    )
+    return Candidate(peer.name, "peer", peer.build, peer.part, peer.where, peer.compiled, peer.note)
 
 
+@torch.inference_mode()
 def measure_row(row: Row, session: Session) -> list[Candidate]:
     """Gate, time and weigh every candidate of ``row`` at the session's thread count.
 
@@ -183,11 +185,10 @@ def measure_row(row: Row, session: Session) -> list[Candidate]:
         _weigh(row, candidates, inputs, session)
     set_threads(session.threads)
     for candidate in candidates:
+        if candidates[0].status == "void" and candidate.role != "ours":
+            candidate.drop("void", "the row is void: our result failed its gate")
         if candidate.status == "ok":
             _prepare(candidate, inputs, gate, session)
-    if candidates[0].status == "void":
-        for candidate in candidates[1:]:
-            candidate.drop("void", "the row is void: our result failed its gate")
     if row.kind != "memory":
         _sample_all(candidates, session)
         if row.kind == "speed":
@@ -201,9 +202,9 @@ def measure_row(row: Row, session: Session) -> list[Candidate]:
 def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session) -> None:
     """Build the candidate, make its first call and judge the result."""
     try:
-        started = time.perf_counter()
         if candidate.where == "process":
             run = candidate.build(inputs)
+            started = time.perf_counter()
             output = run()
             if session.device == "cuda":
                 torch.cuda.synchronize()
@@ -213,6 +214,7 @@ def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session)
             if isinstance(worker, str):
                 raise NotAvailable(worker)
             worker.load(candidate.name, candidate.build, to_numpy(inputs))
+            started = time.perf_counter()
             output = worker.output(candidate.name)
             candidate.measure = partial(worker.measure, candidate.name)
         candidate.first_call = time.perf_counter() - started
@@ -222,6 +224,9 @@ def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session)
         candidate.drop("not available", str(missing))
     except Exception as error:
         logger.debug("candidate %s failed", candidate.name, exc_info=True)
+        if type(error).__name__ == "BackendError":  # ours refuses; patchword may not be importable
+            candidate.drop("not available", str(error))
+            return
         reason = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         candidate.drop("void" if candidate.role == "ours" else "not available", reason)
     finally:
@@ -245,11 +250,8 @@ def _sample_all(candidates: list[Candidate], session: Session) -> None:
     for candidate in live:
         measure = candidate.measure
         assert measure is not None
-        estimate = measure(1, session.device == "cpu").seconds(threads)
-        for _ in range(3 if estimate < 0.1 else 0):
-            estimate = min(estimate, measure(1, False).seconds(threads))
-        plans.append(make_plan(estimate, session.quick))
-        candidate.loops = plans[-1].loops
+        plans.append(make_plan(_estimate(candidate, measure, session), session.quick))
+        candidate.loops = plans[-1].loops if session.device == "cpu" else 1
     for warm_cache in (False, True) if session.device == "cuda" else (False,):
         taken: list[list[float]] = [[] for _ in live]
         for index in interleave([plan.samples for plan in plans]):
@@ -264,6 +266,19 @@ def _sample_all(candidates: list[Candidate], session: Session) -> None:
                 candidate.warm = summarize(seconds)
             else:
                 candidate.summary = summarize(seconds)
+
+
+def _estimate(
+    candidate: Candidate, measure: Callable[[int, bool], Sample], session: Session
+) -> float:
+    """Return about how long one call takes; a slow first call is warm-up and estimate in one."""
+    if candidate.first_call and candidate.first_call > 10 * SLOW_S and not candidate.compiled:
+        return candidate.first_call
+    threads = session.threads if session.device == "cpu" else 2
+    estimate = measure(1, session.device == "cpu").seconds(threads)
+    for _ in range(3 if estimate < 0.1 else 0):
+        estimate = min(estimate, measure(1, False).seconds(threads))
+    return estimate
 
 
 def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Session) -> None:
@@ -285,11 +300,10 @@ def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Sessi
                     raise NotAvailable(worker)
                 convert = to_numpy if candidate.where != "process" else dict
                 small = None if candidate.compiled else convert(row.inputs(True))
-                candidate.memory = session.template.measure(
-                    candidate.build, small, convert(inputs)
-                )
-        except NotAvailable as missing:
+                candidate.memory = session.template.measure(candidate.build, small, convert(inputs))
+        except (NotAvailable, RuntimeError) as error:
             if row.kind == "memory":
-                candidate.drop("not available", str(missing))
+                broken = candidate.role == "ours" and not isinstance(error, NotAvailable)
+                candidate.drop("void" if broken else "not available", str(error))
             else:
-                candidate.note = f"{candidate.note} memory not available: {missing}".strip()
+                candidate.note = f"{candidate.note} memory not available: {error}".strip()

@@ -16,12 +16,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import NotAvailable, Run, set_threads
+from benchmarks.common import NotAvailable, Run, count_bytes, set_threads
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -46,7 +46,7 @@ def available_bytes() -> int:
 
 
 def peak_of_call(run: Run) -> tuple[int, int]:
-    """Return (peak extra bytes during the call, bytes that its result keeps).
+    """Return (peak extra bytes during the call, bytes of its result).
 
     Raises:
         NotAvailable: the system does not let a process reset its high-water mark.
@@ -60,9 +60,12 @@ def peak_of_call(run: Run) -> tuple[int, int]:
         raise NotAvailable("cannot reset the peak in /proc/self/clear_refs") from error
     before = read_status("VmRSS")
     result = run()
-    peak, after = read_status("VmHWM"), read_status("VmRSS")
-    del result
-    return max(0, peak - before), max(0, after - before)
+    return max(0, read_status("VmHWM") - before), count_bytes(result)
+
+
+def _without_gradients() -> AbstractContextManager[Any]:
+    torch = sys.modules.get("torch")
+    return torch.inference_mode() if torch else nullcontext()
 
 
 def _child(request: tuple[Any, ...]) -> tuple[str, Any]:
@@ -71,19 +74,25 @@ def _child(request: tuple[Any, ...]) -> tuple[str, Any]:
         limit = read_status("VmSize") + int(0.8 * available_bytes())
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # fail before the machine swaps
         set_threads(threads)
-        if small is not None:
-            build(small)()
-            run = build(full)
-        else:
-            run = build(full)
-            run()
-        return "ok", peak_of_call(run)
+        with _without_gradients():
+            if small is not None:
+                build(small)()
+                run = build(full)
+            else:
+                run = build(full)
+                run()
+            return "ok", peak_of_call(run)
     except NotAvailable as missing:
         return "missing", str(missing)
     except MemoryError:
         return "missing", "out of memory"
     except Exception as error:
-        return "missing", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        message = (str(error).splitlines() or [""])[0]
+        if "DefaultCPUAllocator" in message:  # torch's form of MemoryError
+            return "missing", "out of memory"
+        if type(error).__name__ == "BackendError":
+            return "missing", message
+        return "error", f"raised {type(error).__name__}: {message}"
 
 
 class MemoryTemplate:
@@ -105,7 +114,7 @@ class MemoryTemplate:
     def measure(
         self, build: Callable[[Any], Run], small: dict[str, Any] | None, full: dict[str, Any]
     ) -> tuple[int, int]:
-        """Return (peak extra bytes, kept bytes) of ``build(full)()``.
+        """Return (peak extra bytes, bytes of the result) of ``build(full)()``.
 
         Args:
             build: top-level function or partial of one that returns the call.
@@ -115,13 +124,16 @@ class MemoryTemplate:
 
         Raises:
             NotAvailable: the candidate cannot run or was killed; the message says why.
+            RuntimeError: the candidate raised an error.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise NotAvailable("the template process has no pipes")
         pickle.dump((build, small, full, self._threads), stdin)
         stdin.flush()
-        status, value = pickle.load(stdout)  # noqa: S301 - written by our own child
+        status, value = pickle.load(stdout)
+        if status == "error":
+            raise RuntimeError(value)
         if status != "ok":
             raise NotAvailable(value)
         peak, kept = value
@@ -129,8 +141,9 @@ class MemoryTemplate:
 
     def close(self) -> None:
         """End the template process."""
-        if self._process.stdin:
-            self._process.stdin.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
         self._process.wait(timeout=10)
 
 
@@ -143,7 +156,7 @@ def serve() -> None:
             import_module(name)
     while True:
         try:
-            request = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by our own parent
+            request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         read_end, write_end = os.pipe()

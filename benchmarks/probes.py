@@ -37,7 +37,7 @@ def probe_cpu(
 ) -> dict[str, Any]:
     """Return copy GB/s (bytes read plus written) and float32 GFLOP/s at ``threads`` threads.
 
-    The arithmetic ceiling is the best of torch's and OpenBLAS's square product; ``source`` names it.
+    The arithmetic ceiling is the best square product of torch and OpenBLAS; ``source`` says whose.
     """
     values = torch.randn(COPY_BYTES // 4)
     target = torch.empty_like(values)

@@ -6,15 +6,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from benchmarks.common import Run
 
 Inputs = dict[str, Any]
 Build = Callable[[Inputs], Run]
-OwnBuild = Callable[[Inputs, str], Run]
+
+
+class OwnBuild(Protocol):
+    """Builds one of our candidates for a backend."""
+
+    def __call__(self, inputs: Inputs, backend: str) -> Run:
+        """Return the call to be timed."""
+
+
 Kind = Literal["speed", "memory", "overhead", "sharing"]
 Where = Literal["process", "blas", "blas-skylakex"]
+
+EACH_ALONE = "each alone, summed"
+"""The one comparison of a sharing row: the sum of its peers' times."""
 
 OP_MODULES = (
     "benchmarks.ops.correspondence",

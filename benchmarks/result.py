@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common import Summary
 from benchmarks.measure import Candidate
 from benchmarks.provenance import ROOT
-from benchmarks.registry import Row, Target
+from benchmarks.registry import EACH_ALONE, Row, Target
 
 SCHEMA_VERSION = 1
 SUITE = "ops"
@@ -40,6 +40,7 @@ def candidate_record(candidate: Candidate, row: Row, probe: Record) -> Record:
     record: Record = {
         "name": candidate.name,
         "role": candidate.role,
+        "comparable": candidate.part != "other",
         "status": candidate.status,
         "reason": candidate.reason,
         "note": candidate.note,
@@ -92,7 +93,7 @@ def ratios(kind: str, candidates: Sequence[Record]) -> dict[str, float]:
         peers = [record for record in candidates if record["role"] == "peer"]
         if len(timed) < len(peers):
             return {}
-        timed = {"each alone, summed": sum(timed.values())}
+        timed = {EACH_ALONE: sum(timed.values())}
     return {name: seconds / ours["seconds"]["median"] for name, seconds in timed.items()}
 
 
@@ -149,7 +150,11 @@ def row_record(
 
 
 def losses(rows: Sequence[Record]) -> list[Record]:
-    """Return every missed target and every peer that is faster than ours, as data for the docs."""
+    """Return every missed target and every peer that is faster than ours, as data for the docs.
+
+    Left out are peers that compute something else (a plain addition beside a call) and, where its
+    target is met, the sharing row, whose ratio is 1 at best.
+    """
     found: list[Record] = []
     for row in rows:
         place = {key: row[key] for key in ("id", "title", "shape", "dtype", "threads", "device")}
@@ -163,9 +168,10 @@ def losses(rows: Sequence[Record]) -> list[Record]:
         if limit and limit["met"] is False:
             why = f"{limit['reached']:.2f}x the output, limit {limit['ratio']:g}x"
             found.append({**place, "peer": "", "why": why})
-        told = {target["best_peer"] for target in row["targets"] if target["met"] is False}
+        skipped = {target["best_peer"] for target in row["targets"] if target["met"] is False}
+        skipped |= {c["name"] for c in row["candidates"] if not c["comparable"]} | {EACH_ALONE}
         for peer, ratio in row["ratios"].items():
-            if ratio < 1 and peer not in told:
+            if ratio < 1 and peer not in skipped:
                 found.append({**place, "peer": peer, "why": f"{ratio:.2f}x: the peer is faster"})
     return found
 
@@ -227,6 +233,18 @@ def validate(result: Record) -> list[str]:
             faults.append(f"{place}: a void row must hold no time")
         if row["ratios"] != ratios(row["kind"], row["candidates"]):
             faults.append(f"{place}: ratios must follow from the medians")
+    if result.get("losses") != losses(result["rows"]):
+        faults.append("losses must follow from the rows")
+    return faults
+
+
+def commit_faults(result: Record) -> list[str]:
+    """Return what keeps a valid result out of the repository."""
+    faults = []
+    if result["quick"] or not result["complete"]:
+        faults.append("only complete runs are committed")
+    if result["provenance"]["dirty"] is not False:
+        faults.append("the tree must be clean, so that the commit tells what ran")
     return faults
 
 

@@ -29,9 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", action="append", default=[], help="only this op's rows")
     parser.add_argument("--row", action="append", default=[], help="only this row")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1})
-    )
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument(
         "--backend",
         nargs="+",
@@ -100,8 +98,8 @@ def measure(options: argparse.Namespace, rows: Sequence[Row], console: Console) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 1 when a row of ours is void, 2 for bad usage."""
     options = parse(arguments)
-    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.WARNING)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("benchmarks").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     console = Console(width=None if sys.stdout.isatty() else 200)
     try:
         rows = select_rows(options.op, options.row)

@@ -91,21 +91,18 @@ def target_lines(row: Record) -> list[str]:
     lines = []
     for target in row["targets"]:
         against = " / ".join(target["against"]) or "the best peer"
-        lines.append(_verdict(f"{target['ratio']:g}x {against}", target, "x"))
+        lines.append(_verdict(f"{target['ratio']:g}x {against}", target))
     if limit := row["memory_limit"]:
         text = f"peak extra memory under {limit['ratio']:g}x the output"
-        lines.append(_verdict(text, limit, "x"))
-    if row["kind"] == "sharing":
-        for name, ratio in row["ratios"].items():
-            lines.append(f"{name} / alternating: {ratio:.3f}")
+        lines.append(_verdict(text, limit))
     return lines
 
 
-def _verdict(text: str, target: Record, unit: str) -> str:
+def _verdict(text: str, target: Record) -> str:
     if target["met"] is None:
         return f"target {text}: not measured"
     state = "met" if target["met"] else "MISSED"
-    return f"target {text}: {state} ({target['reached']:.2f}{unit})"
+    return f"target {text}: {state} ({target['reached']:.2f}x)"
 
 
 def print_row(row: Record, console: Console) -> None:

@@ -58,7 +58,7 @@ class BlasWorker:
             raise NotAvailable("the helper process has no pipes")
         try:
             _send(stdin, request)
-            status, value = pickle.load(stdout)  # noqa: S301 - written by our own child
+            status, value = pickle.load(stdout)
         except (EOFError, BrokenPipeError) as error:
             code = self._process.wait()
             raise NotAvailable(f"the helper process ended with status {code}") from error
@@ -87,8 +87,9 @@ class BlasWorker:
 
     def close(self) -> None:
         """End the helper process."""
-        if self._process.stdin:
-            self._process.stdin.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
         self._process.wait(timeout=10)
 
 
@@ -98,7 +99,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     threads = 1
     while True:
         try:
-            kind, *arguments = pickle.load(requests)  # noqa: S301 - written by our own parent
+            kind, *arguments = pickle.load(requests)
         except EOFError:
             return
         try:

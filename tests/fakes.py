@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cheap stand-ins for Matcher and Localizer, so that runs over folders are tested in milliseconds."""
+"""Cheap stand-ins for Matcher and Localizer: runs over folders are tested in milliseconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class FakeMatcher:
     """Scores by how alike the mean colours are; every picture matches in its middle."""
 
     on_score: Callable[[], None] | None = None
-    made: list[dict[str, Any]] = []
+    made: ClassVar[list[dict[str, Any]]] = []
 
     def __init__(self, **options: Any) -> None:
         FakeMatcher.made.append(options)
@@ -45,14 +45,14 @@ class FakeMatcher:
     def extract(self, image: np.ndarray) -> np.ndarray:
         return image
 
-    def score(self, a: np.ndarray, b: np.ndarray, box0: Any = None) -> float:
+    def score(self, a: np.ndarray, b: np.ndarray, *, box0: Any = None) -> float:
         self.scored += 1
         if FakeMatcher.on_score is not None:
             FakeMatcher.on_score()
         gap = np.abs(a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))).mean()
         return float(1 - gap / 255)
 
-    def match(self, a: np.ndarray, b: np.ndarray, box0: Any = None) -> FakeMatchResult:
+    def match(self, a: np.ndarray, b: np.ndarray, *, box0: Any = None) -> FakeMatchResult:
         points = np.linspace(0.2, 0.8, 7)
         ends = [
             np.stack([points * image.shape[1], points * image.shape[0]], axis=1) for image in (a, b)
@@ -76,6 +76,9 @@ class FakeLocalizer:
     def __init__(self, **options: Any) -> None:
         pass
 
+    def encode_texts(self, texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
     def locate(self, image: np.ndarray, texts: Sequence[str]) -> FakeLocateResult:
         FakeLocalizer.calls += 1
         height, width = image.shape[:2]
@@ -94,7 +97,7 @@ class FakeReport:
     protocol: str = "fake"
 
     def save(self, folder: Any) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text("{}")
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
 from benchmarks.common import NotAvailable, Run
 from benchmarks.registry import Inputs
 
@@ -30,18 +28,8 @@ def find_op(name: str) -> Callable[..., Any]:
     return function
 
 
-def _call(function: Callable[[], Any]) -> Any:
-    from patchword.errors import BackendError
-
-    try:
-        with torch.inference_mode():
-            return function()
-    except BackendError as error:
-        raise NotAvailable(str(error)) from error
-
-
 def _bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
-    return partial(_call, partial(find_op(name), *arguments, backend=backend, **options))
+    return partial(find_op(name), *arguments, backend=backend, **options)
 
 
 def mutual(inputs: Inputs, backend: str) -> Run:
@@ -61,9 +49,8 @@ def softmax_map(inputs: Inputs, backend: str) -> Run:
 def softmax_map_unpacked(inputs: Inputs, backend: str) -> Run:
     """Similarity maps with queries packed in every call."""
     arguments = inputs["patches"], inputs["queries"]
-    return _bind(
-        "patch_similarity", backend, *arguments, scale=inputs["scale"], output="softmax"
-    )
+    options = {"scale": inputs["scale"], "output": "softmax", "channels_last": True}
+    return _bind("patch_similarity", backend, *arguments, **options)
 
 
 def labels(inputs: Inputs, backend: str) -> Run:

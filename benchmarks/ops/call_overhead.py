@@ -52,7 +52,12 @@ def _row(op: str, shape: str, ours: OwnBuild, prepare: eager.Prepare, gate: Gate
         gate=gate,
         ours=ours,
         peers=(
-            Peer("ATen add of 4 numbers", partial(eager.eager, eager.plain_add), "other", devices=BOTH),
+            Peer(
+                "ATen add of 4 numbers",
+                partial(eager.eager, eager.plain_add),
+                "other",
+                devices=BOTH,
+            ),
             Peer("torch eager, the same result", partial(eager.eager, prepare), devices=BOTH),
         ),
         kind="overhead",
@@ -61,9 +66,7 @@ def _row(op: str, shape: str, ours: OwnBuild, prepare: eager.Prepare, gate: Gate
 
 
 ROWS = (
-    _row(
-        "mutual_nearest_neighbors", "8 x 8 x 16", _ours.mutual, eager.mutual, match_gate
-    ),
+    _row("mutual_nearest_neighbors", "8 x 8 x 16", _ours.mutual, eager.mutual, match_gate),
     _row("patch_similarity", "[1,4,16] x 3", _ours.softmax_map, eager.softmax_map, softmax_gate),
     _row(
         "mask_upsample",

@@ -52,9 +52,7 @@ def _row(name: str, count: int, size: int, targets: tuple[Target, ...]) -> Row:
         peers=(
             Peer("FAISS IndexFlatIP, one direction", blas.faiss_forward, "forward", "blas"),
             Peer("FAISS IndexFlatIP, both directions", blas.faiss_mutual, where="blas"),
-            Peer(
-                "FAISS one direction, SkylakeX", blas.faiss_forward, "forward", "blas-skylakex"
-            ),
+            Peer("FAISS one direction, SkylakeX", blas.faiss_forward, "forward", "blas-skylakex"),
             Peer("FAISS both directions, SkylakeX", blas.faiss_mutual, where="blas-skylakex"),
             Peer(
                 "torch.compile", partial(eager.compiled, eager.mutual), devices=BOTH, compiled=True

@@ -18,7 +18,7 @@ SMOOTHING = 8
 
 
 def logits_inputs(
-    classes: int, low: int, high: int, mode: str, smooth: bool, small: bool
+    small: bool, *, classes: int, low: int, high: int, mode: str = "bilinear", smooth: bool = True
 ) -> Inputs:
     """Return random logits [1,C,low,low]: noise, or noise of an 8 times coarser grid smoothed."""
     generator = torch.Generator().manual_seed(2)
@@ -48,7 +48,9 @@ LABEL_PEERS = (
     Peer("OpenCV running maximum", opencv.labels),
     Peer("torch.compile", partial(eager.compiled, eager.labels), devices=BOTH, compiled=True),
     Peer("torch eager", partial(eager.eager, eager.labels), devices=BOTH),
-    Peer("torch eager, channels-last", partial(eager.eager, eager.labels_channels_last), devices=BOTH),
+    Peer(
+        "torch eager, channels-last", partial(eager.eager, eager.labels_channels_last), devices=BOTH
+    ),
 )
 CUDA_EXTRA = Peer(
     "torch.compile max-autotune",
@@ -79,7 +81,9 @@ def _label_row(
         shape=f"C {classes}, {low}^2 -> {high}^2",
         dtype="float32",
         layout="[1,C,h,w] contiguous",
-        inputs=partial(logits_inputs, classes, low, high, mode, smooth),
+        inputs=partial(
+            logits_inputs, classes=classes, low=low, high=high, mode=mode, smooth=smooth
+        ),
         gate=partial(upsample_gate, "labels"),
         ours=_ours.labels,
         peers=LABEL_PEERS[:3] if memory else (*LABEL_PEERS, CUDA_EXTRA),
@@ -109,7 +113,7 @@ ROWS = (
         shape=f"{MASKS} masks, {MASK_LOW}^2 -> {MASK_HIGH}^2",
         dtype="float32",
         layout="[1,C,h,w] contiguous",
-        inputs=partial(logits_inputs, MASKS, MASK_LOW, MASK_HIGH, "bilinear", True),
+        inputs=partial(logits_inputs, classes=MASKS, low=MASK_LOW, high=MASK_HIGH),
         gate=partial(upsample_gate, "binary"),
         ours=_ours.masks,
         peers=(

@@ -37,13 +37,12 @@ def _row(dtype: torch.dtype, targets: tuple[Target, ...]) -> Row:
     name = str(dtype).removeprefix("torch.")
     width = dtype.itemsize
     half = dtype != torch.float32
-    compiled, plain = partial(eager.compiled, eager.softmax_map), partial(
-        eager.eager, eager.softmax_map
+    compiled, plain = (
+        partial(eager.compiled, eager.softmax_map),
+        partial(eager.eager, eager.softmax_map),
     )
     upcast = (
-        Peer(
-            "torch eager, computed in float32", partial(eager.eager, eager.softmax_map_upcast)
-        ),
+        Peer("torch eager, computed in float32", partial(eager.eager, eager.softmax_map_upcast)),
         Peer(
             "torch.compile, computed in float32",
             partial(eager.compiled, eager.softmax_map_upcast),

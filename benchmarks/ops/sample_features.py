@@ -36,7 +36,7 @@ def _row(name: str, channels_last: bool) -> Row:
     return Row(
         id=f"sample_features.{name}",
         op="sample_features",
-        title="Bilinear sampling at points",
+        title=f"Bilinear sampling at points, {'channels-last' if channels_last else 'NCHW'} map",
         shape=f"{CHANNELS} channels, {GRID}^2 map, {POINTS} points",
         dtype="float32",
         layout="features channels-last" if channels_last else "features NCHW",

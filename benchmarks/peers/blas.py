@@ -23,12 +23,15 @@ def _keep_mutual(forward: Array, backward: Array) -> Array:
 
 
 def _numpy_mutual(descriptors0: Array, descriptors1: Array) -> Array:
-    scores = descriptors0 @ descriptors1.T
-    return _keep_mutual(scores.argmax(1), scores.argmax(0))
+    forward = (descriptors0 @ descriptors1.T).argmax(1)
+    return _keep_mutual(forward, (descriptors1 @ descriptors0.T).argmax(1))
 
 
 def numpy_mutual(inputs: dict[str, Any]) -> Run:
-    """Mutual nearest neighbours from the whole score matrix."""
+    """Mutual nearest neighbours from two products.
+
+    NumPy's argmax down the columns takes longer than computing the product again transposed.
+    """
     return partial(_numpy_mutual, *_descriptors(inputs))
 
 
@@ -66,7 +69,7 @@ def faiss_mutual(inputs: dict[str, Any]) -> Run:
     return partial(_faiss_mutual, _faiss(), *_descriptors(inputs))
 
 
-def _softmax_map(patches: Array, queries_t: Array, scale: float) -> Array:
+def _softmax_map(patches: Array, queries_t: Array, scale: np.float32) -> Array:
     norms = np.sqrt(np.einsum("bnd,bnd->bn", patches, patches))[..., None]
     scores = patches @ queries_t
     scores *= scale / np.maximum(norms, 1e-12)

@@ -18,11 +18,6 @@ Prepare = Callable[[Inputs], tuple[Callable[..., Any], tuple[Any, ...]]]
 COMPILE_MODES = {"default": None, "max-autotune": "max-autotune"}
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    with torch.inference_mode():
-        return function(*arguments)
-
-
 def _bake_threads() -> None:
     """Tell the compiler the thread count; it writes it into the code and its cache's key."""
     from torch._inductor import config
@@ -32,7 +27,8 @@ def _bake_threads() -> None:
 
 def eager(prepare: Prepare, inputs: Inputs) -> Run:
     """Return the call of an eager peer."""
-    return partial(_call, *prepare(inputs))
+    function, arguments = prepare(inputs)
+    return partial(function, *arguments)
 
 
 def compiled(prepare: Prepare, inputs: Inputs, mode: str = "default") -> Run:
@@ -40,7 +36,7 @@ def compiled(prepare: Prepare, inputs: Inputs, mode: str = "default") -> Run:
     function, arguments = prepare(inputs)
     _bake_threads()
     fast = torch.compile(function, dynamic=False, mode=COMPILE_MODES[mode])
-    return partial(_call, fast, arguments)
+    return partial(fast, *arguments)
 
 
 def _mutual(descriptors0: Tensor, descriptors1: Tensor) -> Tensor:
@@ -80,16 +76,16 @@ def _mutual_blocks(
 
 def mutual_blocks(inputs: Inputs) -> Run:
     """Mutual nearest neighbours in blocks of 256 rows, whose scores stay in the cache."""
-    arguments = (inputs["descriptors0"], inputs["descriptors1"])
-    return partial(_call, partial(_mutual_blocks, _best_of_block, 256), arguments)
+    sets = inputs["descriptors0"], inputs["descriptors1"]
+    return partial(_mutual_blocks, _best_of_block, 256, *sets)
 
 
 def mutual_blocks_compiled(inputs: Inputs) -> Run:
     """The same with the step over one block compiled."""
     _bake_threads()
     step = torch.compile(_best_of_block, dynamic=False)
-    arguments = (inputs["descriptors0"], inputs["descriptors1"])
-    return partial(_call, partial(_mutual_blocks, step, 256), arguments)
+    sets = inputs["descriptors0"], inputs["descriptors1"]
+    return partial(_mutual_blocks, step, 256, *sets)
 
 
 def _softmax_map(patches: Tensor, queries_t: Tensor, scale: float) -> Tensor:

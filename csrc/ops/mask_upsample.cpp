@@ -12,12 +12,12 @@ namespace py = pybind11;
 namespace patchword::bindings {
 namespace {
 
-using Sizes = std::array<int64_t, 6>;       // B, C, h, w, H, W
-using Tags = std::array<int, 5>;            // dtype, label dtype, mode, output, align_corners
-using Strides = std::array<int64_t, 8>;     // logits (4), class mask, region, thresholds (2)
+using Sizes = std::array<int64_t, 6>;    // B, C, h, w, H, W
+using Tags = std::array<int, 5>;         // dtype, label dtype, mode, output, align_corners
+using Strides = std::array<int64_t, 8>;  // logits (4), class mask, region, thresholds (2)
 // logits, out, confidence, confusion, target, class mask, region, thresholds, workspace
 using Pointers = std::array<uintptr_t, 9>;
-using Numbers = std::array<double, 2>;      // threshold, scale
+using Numbers = std::array<double, 2>;  // threshold, scale
 
 MaskUpsampleParams sized(const Tags& tags, const Sizes& sizes) {
   MaskUpsampleParams p{};

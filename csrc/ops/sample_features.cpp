@@ -11,18 +11,21 @@ namespace {
 // Tuples are read item by item: a small call is dominated by what happens to its arguments.
 template <int kCount>
 void read(const py::tuple& values, int64_t (&target)[kCount]) {
-  if (PyTuple_GET_SIZE(values.ptr()) != kCount) throw py::value_error("sample_features: wrong rank");
+  if (PyTuple_GET_SIZE(values.ptr()) != kCount)
+    throw py::value_error("sample_features: wrong rank");
   for (int i = 0; i < kCount; ++i) {
     target[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(values.ptr(), i));
   }
 }
 
-double real(const py::tuple& values, int i) { return PyFloat_AsDouble(PyTuple_GET_ITEM(values.ptr(), i)); }
+double real(const py::tuple& values, int i) {
+  return PyFloat_AsDouble(PyTuple_GET_ITEM(values.ptr(), i));
+}
 
 SampleFeaturesParams make_params(uintptr_t features, uintptr_t points, uintptr_t workspace,
                                  const py::tuple& shape, const py::tuple& stride, int64_t count,
-                                 const py::tuple& points_stride, const py::tuple& affine,
-                                 int dtype, int mode, int padding, bool align_corners) {
+                                 const py::tuple& points_stride, const py::tuple& affine, int dtype,
+                                 int mode, int padding, bool align_corners) {
   SampleFeaturesParams p{};
   p.features = pointer<const void>(features);
   p.points = pointer<const float>(points);
@@ -55,10 +58,10 @@ double expected_ns(const SampleFeaturesParams& p) {
 
 // Returns 0 when the work is done, else the bytes of workspace to come back with.
 int64_t forward(int device, uintptr_t stream, int threads, uintptr_t features, uintptr_t points,
-                uintptr_t out, uintptr_t workspace, int64_t workspace_bytes,
-                const py::tuple& shape, const py::tuple& stride, int64_t count,
-                const py::tuple& points_stride, const py::tuple& affine, int dtype, int mode,
-                int padding, bool align_corners, bool normalize) {
+                uintptr_t out, uintptr_t workspace, int64_t workspace_bytes, const py::tuple& shape,
+                const py::tuple& stride, int64_t count, const py::tuple& points_stride,
+                const py::tuple& affine, int dtype, int mode, int padding, bool align_corners,
+                bool normalize) {
   SampleFeaturesParams p = make_params(features, points, workspace, shape, stride, count,
                                        points_stride, affine, dtype, mode, padding, align_corners);
   p.out = pointer<void>(out);

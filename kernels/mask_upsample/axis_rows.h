@@ -3,21 +3,17 @@
 #pragma once
 
 #include "kernels/common/simd.h"
+#include "kernels/mask_upsample/interpolation_taps.h"
 #include "kernels/mask_upsample/mask_upsample_plan.h"
 
 namespace patchword {
 namespace PW_LEVEL {
 
-// Below this magnitude differences of two values cannot overflow, so `a + w (b - a)` may stand for
-// `(1 - w) a + w b`. Rows with larger values, infinities or NaN take the longer form.
-constexpr float kModerate = 1e37f;
-
 PW_INLINE VecF permute(VecF v, VecI lane) {
 #if defined(__AVX512F__)
   return bit_cast<VecF>(_mm512_permutexvar_ps(bit_cast<__m512i>(lane), bit_cast<__m512>(v)));
 #elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
-  return bit_cast<VecF>(
-      _mm256_permutevar8x32_ps(bit_cast<__m256>(v), bit_cast<__m256i>(lane)));
+  return bit_cast<VecF>(_mm256_permutevar8x32_ps(bit_cast<__m256>(v), bit_cast<__m256i>(lane)));
 #else
   float source[kLanes], target[kLanes];
   int32_t from[kLanes];
@@ -156,14 +152,20 @@ PW_INLINE void with_axis_form(const AxisTable& x, bool moderate, Body&& body) {
   if (x.taps == 1) {
     body.template operator()<1, false, true>();
   } else if (x.taps == 4) {
-    if (x.gathers) body.template operator()<4, true, true>();
-    else body.template operator()<4, false, true>();
+    if (x.gathers)
+      body.template operator()<4, true, true>();
+    else
+      body.template operator()<4, false, true>();
   } else if (moderate) {
-    if (x.gathers) body.template operator()<2, true, true>();
-    else body.template operator()<2, false, true>();
+    if (x.gathers)
+      body.template operator()<2, true, true>();
+    else
+      body.template operator()<2, false, true>();
   } else {
-    if (x.gathers) body.template operator()<2, true, false>();
-    else body.template operator()<2, false, false>();
+    if (x.gathers)
+      body.template operator()<2, true, false>();
+    else
+      body.template operator()<2, false, false>();
   }
 }
 
@@ -195,7 +197,8 @@ struct RowWeights {
   }
 
   PW_INLINE VecF mix(const VecF (&part)[kMixParts<M>]) const {
-    if constexpr (M == Mix::kLerp) return fma(weight[0], part[1], part[0]);
+    if constexpr (M == Mix::kLerp)
+      return fma(weight[0], part[1], part[0]);
     else {
       VecF sum = weight[0] * part[0];
       for (int t = 1; t < kMixParts<M>; ++t) sum = fma(weight[t], part[t], sum);
@@ -203,8 +206,6 @@ struct RowWeights {
     }
   }
 };
-
-PW_INLINE VecF exp_scaled(VecF x, VecF scale_log2e) { return exp2(x * scale_log2e); }
 
 // Writes n floats as elements of `dtype`.
 template <typename Element>

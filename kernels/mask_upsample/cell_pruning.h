@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which classes can win somewhere in a cell, exactly. For level units only.
 //
-// All pixels of a cell mix the same taps. A bilinear value lies between the smallest and the largest
-// tap; a bicubic one between min - N (max - min) and max + N (max - min), N being the largest sum
-// of negative weights. A class whose upper bound is below another's lower bound cannot win. The
-// guard covers the rounding of the kernel's own arithmetic (derivation: README.md).
+// All pixels of a cell mix the same taps. A bilinear value lies between the smallest and the
+// largest tap; a bicubic one between min - N (max - min) and max + N (max - min), N being the
+// largest sum of negative weights. A class whose upper bound is below another's lower bound cannot
+// win. The guard covers the rounding of the kernel's own arithmetic (derivation: README.md).
 #pragma once
 
 #include "kernels/mask_upsample/axis_rows.h"
@@ -12,17 +12,14 @@
 namespace patchword {
 namespace PW_LEVEL {
 
-constexpr float kBilinearGuard = 32.0f / 16777216.0f;
-constexpr float kBicubicGuard = 256.0f / 16777216.0f;
-
 struct PruneBuffers {
-  float* high;       // [live][pitch] upper bounds
-  float* lowest;     // [pitch] largest lower bound over the classes, then the cutoff
-  float* magnitude;  // [pitch] largest |tap|
-  float* column_min; // [pitch]
-  float* column_max; // [pitch]
-  int32_t* lists;    // [pitch][channels]
-  int32_t* counts;   // [pitch]
+  float* high;        // [live][pitch] upper bounds
+  float* lowest;      // [pitch] largest lower bound over the classes, then the cutoff
+  float* magnitude;   // [pitch] largest |tap|
+  float* column_min;  // [pitch]
+  float* column_max;  // [pitch]
+  int32_t* lists;     // [pitch][channels]
+  int32_t* counts;    // [pitch]
 };
 
 template <int Taps>
@@ -86,8 +83,10 @@ inline void list_candidates(const UpsamplePlan& plan, const float* const* rows, 
   for (int64_t k = 0; k < live_count; ++k) {
     float* high = buffers.high + k * plan.pitch;
     const int64_t at = live[k] * plan.pitch;
-    if (cubic) bound_class<4>(plan, rows, at, negative, buffers, high);
-    else bound_class<2>(plan, rows, at, 0.0f, buffers, high);
+    if (cubic)
+      bound_class<4>(plan, rows, at, negative, buffers, high);
+    else
+      bound_class<2>(plan, rows, at, 0.0f, buffers, high);
   }
   const VecF guard = splat(cubic ? kBicubicGuard : kBilinearGuard);
   for (int64_t i = 0; i < columns; i += kLanes) {

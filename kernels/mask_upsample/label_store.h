@@ -20,7 +20,9 @@ PW_INLINE void with_label_type(DType dtype, const void* base, int64_t offset, Bo
 }
 
 template <typename T>
-PW_INLINE T* writable(const T* p) { return const_cast<T*>(p); }
+PW_INLINE T* writable(const T* p) {
+  return const_cast<T*>(p);
+}
 
 // A label below 0 is a pixel without a winner.
 inline void store_labels(DType dtype, void* out, int64_t offset, const int32_t* labels, int64_t n,

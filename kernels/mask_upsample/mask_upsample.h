@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Low-resolution maps read at full resolution: the contract of the CPU levels, CUDA and the binding.
+// Low-resolution maps read at full resolution: the contract of the CPU levels, CUDA and the
+// binding.
 #pragma once
 
 #include "kernels/common/types.h"
@@ -21,26 +22,26 @@ enum class UpsampleOutput : int32_t {
 };
 
 struct MaskUpsampleParams {
-  const void* logits;           // [B, C, h, w], any strides, dtype `dtype`
-  void* out;                    // contiguous, see UpsampleOutput
-  float* confidence;            // [B, H, W]
-  int64_t* confusion;           // [C, C], rows are target classes; overwritten
-  const void* target;           // [B, H, W] contiguous, dtype label_dtype; confusion only
-  const uint8_t* class_mask;    // [B or 1, C], 1 = take part; may be null
-  const uint8_t* region;        // [B or 1, H, W], 1 = evaluate; may be null
-  const float* thresholds;      // [B or 1, C or 1]; null: `threshold`
-  void* workspace;              // mask_upsample_workspace bytes
+  const void* logits;         // [B, C, h, w], any strides, dtype `dtype`
+  void* out;                  // contiguous, see UpsampleOutput
+  float* confidence;          // [B, H, W]
+  int64_t* confusion;         // [C, C], rows are target classes; overwritten
+  const void* target;         // [B, H, W] contiguous, dtype label_dtype; confusion only
+  const uint8_t* class_mask;  // [B or 1, C], 1 = take part; may be null
+  const uint8_t* region;      // [B or 1, H, W], 1 = evaluate; may be null
+  const float* thresholds;    // [B or 1, C or 1]; null: `threshold`
+  void* workspace;            // mask_upsample_workspace bytes
   DType dtype, label_dtype;
   UpsampleMode mode;
   UpsampleOutput output;
   int32_t align_corners;
   float threshold;
-  float scale;                  // multiplies values inside softmax and sigmoid
-  int64_t ignore_index;         // label of a pixel without a winner; target value not counted
+  float scale;           // multiplies values inside softmax and sigmoid
+  int64_t ignore_index;  // label of a pixel without a winner; target value not counted
   int64_t batch, channels, height, width, out_height, out_width;
-  int64_t logits_stride[4];     // b, c, y, x; elements
-  int64_t class_mask_stride;    // per image; 0: one mask for all
-  int64_t region_stride;        // per image; 0: one region for all
+  int64_t logits_stride[4];   // b, c, y, x; elements
+  int64_t class_mask_stride;  // per image; 0: one mask for all
+  int64_t region_stride;      // per image; 0: one region for all
   int64_t thresholds_stride[2];
 };
 

@@ -2,9 +2,9 @@
 // Inner loops that compare the classes of a pixel: pixels in lanes, classes in the loop. For level
 // units only.
 //
-// A strip of kStrip pixels holds, per class, the rows of one vertical cell expanded to those pixels.
-// It is expanded once and mixed for every output row of the cell: per pixel and class one fused
-// multiply-add, one compare, one maximum and one select.
+// A strip of kStrip pixels holds, per class, the rows of one vertical cell expanded to those
+// pixels. It is expanded once and mixed for every output row of the cell: per pixel and class one
+// fused multiply-add, one compare, one maximum and one select.
 #pragma once
 
 #include "kernels/mask_upsample/axis_rows.h"
@@ -97,6 +97,24 @@ PW_INLINE void best_class(const float* strip, ClassList list, const RowWeights<M
   }
 }
 
+// 2^x for x <= 0: no upper limit to check, 2^-126 instead of less (nothing beside the largest term,
+// which is 1), NaN stays NaN. The polynomial is that of exp2 in simd.h.
+PW_INLINE VecF exp2_nonpositive(VecF x) {
+  x = max(splat(-126.0f), x);  // in this order a NaN passes
+  const VecF magic = splat(12582912.0f);
+  const VecF shifted = x + magic;
+  const VecI n = bit_cast<VecI>(shifted) - bit_cast<VecI>(magic);
+  const VecF r = x - (shifted - magic);
+  VecF p = splat(1.5403530e-4f);
+  p = fma(p, r, splat(1.3333558e-3f));
+  p = fma(p, r, splat(9.6181291e-3f));
+  p = fma(p, r, splat(5.5504109e-2f));
+  p = fma(p, r, splat(2.4022651e-1f));
+  p = fma(p, r, splat(6.9314718e-1f));
+  p = fma(p, r, splat(1.0f));
+  return bit_cast<VecF>(bit_cast<VecI>(p) + (n << 23));
+}
+
 // Probability of the best class: 1 / sum exp(scale (value - best)).
 template <Mix M, int Rows>
 PW_INLINE void confidence_of(const float* strip, ClassList list, const RowWeights<M> (&rows)[Rows],
@@ -109,7 +127,7 @@ PW_INLINE void confidence_of(const float* strip, ClassList list, const RowWeight
     load_parts<M>(at, part);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      sum[r] = sum[r] + exp_scaled(rows[r].mix(part) - best[r], scale);
+      sum[r] = sum[r] + exp2_nonpositive((rows[r].mix(part) - best[r]) * scale);
     }
   }
   for (int r = 0; r < Rows; ++r) {
@@ -133,7 +151,7 @@ PW_INLINE void softmax_of(const float* strip, ClassList list, const RowWeights<M
   const VecF scale = splat(scale_log2e);
   VecF sum{};
   for (int64_t k = 0; k < list.count; ++k) {
-    const VecF e = exp_scaled(load(values + k * kLanes) - best, scale);
+    const VecF e = exp2_nonpositive((load(values + k * kLanes) - best) * scale);
     store(values + k * kLanes, e);
     sum = sum + e;
   }

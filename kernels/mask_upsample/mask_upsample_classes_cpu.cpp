@@ -44,9 +44,10 @@ class ClassWorker {
     values_ = reinterpret_cast<float*>(take(s.values));
     histogram_ = reinterpret_cast<int64_t*>(take(s.histogram));
     for (int t = 0; t < plan.y.taps; ++t) slots_[t].row = -1;
-    margin_ = p_.output == UpsampleOutput::kConfidence
-                  ? (24.0f * 0.6931472f + __builtin_logf(static_cast<float>(p_.channels))) / p_.scale
-                  : 0.0f;
+    margin_ =
+        p_.output == UpsampleOutput::kConfidence
+            ? (24.0f * 0.6931472f + __builtin_logf(static_cast<float>(p_.channels))) / p_.scale
+            : 0.0f;
   }
 
   void clear_histogram() {
@@ -59,8 +60,8 @@ class ClassWorker {
     const int64_t y0 = plan_.y.cell[y_cell], y1 = plan_.y.cell[y_cell + 1];
     load_rows(y0);
     const ClassList all{live_, live_count_};
-    const bool prune = plan_.prune && moderate_ && live_count_ > 1 &&
-                       p_.output != UpsampleOutput::kSoftmax;
+    const bool prune =
+        plan_.prune && moderate_ && live_count_ > 1 && p_.output != UpsampleOutput::kSoftmax;
     if (!prune) {
       for (int64_t x0 = 0; x0 < p_.out_width; x0 += kStrip) {
         block(all, x0, least(x0 + kStrip, p_.out_width), y0, y1);
@@ -275,8 +276,8 @@ class ClassWorker {
 
   const MaskUpsampleParams& p_;
   const UpsamplePlan& plan_;
-  float* ring_;         // [taps][channels][pitch]
-  Slot* slots_;         // [taps]: which row a ring slot holds
+  float* ring_;  // [taps][channels][pitch]
+  Slot* slots_;  // [taps]: which row a ring slot holds
   PruneBuffers prune_;
   int32_t* live_;       // [channels] classes that take part
   float* strip_;        // [channels][parts][kStrip]
@@ -295,8 +296,10 @@ constexpr float ClassWorker::kZeros[kStrip];
 Status upsample_classes(const MaskUpsampleParams& p, const UpsamplePlan& plan, int threads) {
   const bool confusion = p.output == UpsampleOutput::kConfusion;
   const int64_t cells = plan.y.cells, tasks = p.batch * cells;
-  const double pixels = static_cast<double>(p.batch * p.out_height) * static_cast<double>(p.out_width);
-  const double work = pixels * (1.0 + 0.1 * static_cast<double>(p.channels) * (plan.prune ? 0.3 : 1.0));
+  const double pixels =
+      static_cast<double>(p.batch * p.out_height) * static_cast<double>(p.out_width);
+  const double work =
+      pixels * (1.0 + 0.1 * static_cast<double>(p.channels) * (plan.prune ? 0.3 : 1.0));
   const int useful = useful_threads(threads, tasks, work);
   parallel_for(useful, tasks, [&](int64_t begin, int64_t end, int thread) {
     ClassWorker worker(p, plan, thread);

@@ -35,8 +35,7 @@ class GradWorker {
     for (int64_t y = 0; y < p_.out_height; ++y) {
       const int64_t lowest = plan_.y.clamp(plan_.y.first[y]);
       for (; done < lowest; ++done) finish_row(done);
-      const T* grad = static_cast<const T*>(p_.grad_out) +
-                      (map * p_.out_height + y) * p_.out_width;
+      const T* grad = static_cast<const T*>(p_.grad_out) + (map * p_.out_height + y) * p_.out_width;
       for (int t = 0; t < plan_.y.taps; ++t) {
         const int64_t row = plan_.y.clamp(plan_.y.first[y] + t);
         add_row(grad, plan_.y.weights(t)[y], slot(row));
@@ -110,7 +109,7 @@ Status grad(const MaskUpsampleGradParams& p, const UpsamplePlan& plan, int threa
 }  // namespace PW_LEVEL
 
 extern const MaskUpsampleTable PW_LEVEL_TABLE(kMaskUpsample);
-const MaskUpsampleTable PW_LEVEL_TABLE(kMaskUpsample) = {
-    &PW_LEVEL::upsample_classes, &PW_LEVEL::upsample_maps, &PW_LEVEL::grad};
+const MaskUpsampleTable PW_LEVEL_TABLE(kMaskUpsample) = {&PW_LEVEL::upsample_classes,
+                                                         &PW_LEVEL::upsample_maps, &PW_LEVEL::grad};
 
 }  // namespace patchword

@@ -11,10 +11,6 @@ PW_SELECT_TABLE(MaskUpsampleTable, kMaskUpsample, mask_upsample_table)
 namespace {
 
 constexpr int64_t kAlign = 64;
-// Pruning looks at 4 (bicubic 16) values per class and cell; below this many pixels a cell the
-// plain loop is as quick.
-constexpr int64_t kPrunedCellPixels = 64;
-
 int64_t aligned(int64_t bytes) { return round_up(bytes, kAlign); }
 int64_t floats(int64_t n) { return aligned(n * static_cast<int64_t>(sizeof(float))); }
 
@@ -74,8 +70,7 @@ UpsamplePlan make_plan(const Params& p, unsigned char* memory) {
   const Sizes y{p.height, p.out_height, axis_tap_count(p.height, p.out_height, p.mode)};
   unsigned char* after = build_axis(x, p.mode, p.align_corners != 0, memory, plan.x);
   after = build_axis(y, p.mode, p.align_corners != 0, after, plan.y);
-  plan.prune = p.out_width * p.out_height >= kPrunedCellPixels * p.width * p.height &&
-               p.out_width >= 4 * p.width && p.out_height >= 2 * p.height;
+  plan.prune = prunes_cells(p.height, p.width, p.out_height, p.out_width);
   plan.pitch = row_pitch(p.width);
   plan.padded_width = round_up(p.out_width, 4 * kMaxLanes) + kMaxLanes;
   plan.scratch = after;
@@ -149,8 +144,8 @@ GradScratch grad_scratch(const UpsamplePlan& plan) {
 
 int64_t mask_upsample_workspace(const MaskUpsampleParams& p, int threads) {
   const UpsamplePlan plan = make_plan(p, nullptr);
-  const int64_t each = compares_classes(p.output) ? class_scratch(p, plan).total
-                                                  : map_scratch(plan).total;
+  const int64_t each =
+      compares_classes(p.output) ? class_scratch(p, plan).total : map_scratch(plan).total;
   return kAlign + table_bytes(p) + each * threads;
 }
 

@@ -19,13 +19,13 @@ constexpr float kLog2e = 1.44269504088896341f;
 constexpr int kByteStep = 32;
 
 // 1 where value > threshold, as kByteStep bytes.
-PW_INLINE void store_greater(uint8_t* out, const VecF (&value)[kByteStep / kLanes], VecF threshold) {
+PW_INLINE void store_greater(uint8_t* out, const VecF (&value)[kByteStep / kLanes],
+                             VecF threshold) {
 #if defined(__AVX512F__)
   const __m512 t = bit_cast<__m512>(threshold);
   const uint32_t low = _mm512_cmp_ps_mask(bit_cast<__m512>(value[0]), t, _CMP_GT_OQ);
   const uint32_t high = _mm512_cmp_ps_mask(bit_cast<__m512>(value[1]), t, _CMP_GT_OQ);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                      _mm256_maskz_set1_epi8(low | high << 16, 1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_maskz_set1_epi8(low | high << 16, 1));
 #elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
   __m256i m[4];
   for (int i = 0; i < 4; ++i) m[i] = bit_cast<__m256i>(VecI(value[i] > threshold));
@@ -68,17 +68,19 @@ class MapWorker {
       return;
     }
     source_ = image_ * p_.logits_stride[0] + channel * p_.logits_stride[1];
-    threshold_ = p_.thresholds == nullptr
-                     ? p_.threshold
-                     : p_.thresholds[image_ * p_.thresholds_stride[0] + channel * p_.thresholds_stride[1]];
+    threshold_ =
+        p_.thresholds == nullptr
+            ? p_.threshold
+            : p_.thresholds[image_ * p_.thresholds_stride[0] + channel * p_.thresholds_stride[1]];
     for (int t = 0; t < 4; ++t) slot_row_[t] = -1;
     if (p_.output == UpsampleOutput::kMinMax) {
       lowest_ = splat(__builtin_inff());
       highest_ = splat(-__builtin_inff());
       for (int64_t cell = begin; cell < end; ++cell) mix_cell<true>(cell);
       low_ = reduce_min(lowest_);
-      const float span = reduce_max(highest_) - low_;
-      inverse_span_ = span > 0.0f ? 1.0f / span : 0.0f;
+      const float high = reduce_max(highest_), span = high - low_;
+      const float largest = -low_ > high ? -low_ : high;
+      inverse_span_ = span > kConstantSpan * largest ? 1.0f / span : 0.0f;
     }
     for (int64_t cell = begin; cell < end; ++cell) mix_cell<false>(cell);
   }
@@ -102,9 +104,8 @@ class MapWorker {
       rows_[t] = ring_ + slot * plan_.padded_width;
       if (slot_row_[slot] != row) {
         slot_row_[slot] = row;
-        slot_moderate_[slot] =
-            unpack_rows(p_.dtype, p_.logits, source_ + row * p_.logits_stride[2], 0,
-                        p_.logits_stride[3], 1, p_.width, row_, plan_.pitch);
+        slot_moderate_[slot] = unpack_rows(p_.dtype, p_.logits, source_ + row * p_.logits_stride[2],
+                                           0, p_.logits_stride[3], 1, p_.width, row_, plan_.pitch);
         expand_row(rows_[t], slot_moderate_[slot]);
       }
       moderate_ = moderate_ && slot_moderate_[slot];
@@ -159,8 +160,8 @@ class MapWorker {
   }
 
   template <Mix M>
-  PW_INLINE static VecF mixed(const float* const (&rows)[kMixParts<M>], const RowWeights<M>& weights,
-                              int64_t x) {
+  PW_INLINE static VecF mixed(const float* const (&rows)[kMixParts<M>],
+                              const RowWeights<M>& weights, int64_t x) {
     VecF part[kMixParts<M>];
     for (int t = 0; t < kMixParts<M>; ++t) part[t] = load(rows[t] + x);
     return weights.mix(part);
@@ -172,7 +173,8 @@ class MapWorker {
   }
 
   template <Mix M>
-  void binary_row(const float* const (&part)[kMixParts<M>], const RowWeights<M>& weights, int64_t y) {
+  void binary_row(const float* const (&part)[kMixParts<M>], const RowWeights<M>& weights,
+                  int64_t y) {
     constexpr int kVectors = kByteStep / kLanes;
     uint8_t* out = static_cast<uint8_t*>(p_.out) + (map_ * p_.out_height + y) * p_.out_width;
     const VecF threshold = splat(threshold_);
@@ -202,12 +204,14 @@ class MapWorker {
   }
 
   template <Mix M, typename Element>
-  void value_row(const float* const (&part)[kMixParts<M>], const RowWeights<M>& weights, int64_t y) {
+  void value_row(const float* const (&part)[kMixParts<M>], const RowWeights<M>& weights,
+                 int64_t y) {
     typedef typename Element::Storage T;
     T* out = static_cast<T*>(p_.out) + (map_ * p_.out_height + y) * p_.out_width;
     int64_t x = 0;
     if (p_.output == UpsampleOutput::kLogits) {
-      for (; x + kLanes <= p_.out_width; x += kLanes) Element::store(out + x, mixed<M>(part, weights, x));
+      for (; x + kLanes <= p_.out_width; x += kLanes)
+        Element::store(out + x, mixed<M>(part, weights, x));
     } else {
       for (; x + kLanes <= p_.out_width; x += kLanes) {
         Element::store(out + x, finish(mixed<M>(part, weights, x)));
@@ -223,12 +227,14 @@ class MapWorker {
   }
 
   template <Mix M>
-  void measure_row(const float* const (&part)[kMixParts<M>], const RowWeights<M>& weights, int64_t y) {
+  void measure_row(const float* const (&part)[kMixParts<M>], const RowWeights<M>& weights,
+                   int64_t y) {
     const uint8_t* inside = region_row(y);
     for (int64_t x = 0; x < p_.out_width; x += kLanes) {
       const VecF v = mixed<M>(part, weights, x);
-      VecI counts = lane_numbers() < splat_int(static_cast<int32_t>(
-          p_.out_width - x < kLanes ? p_.out_width - x : kLanes));
+      VecI counts =
+          lane_numbers() <
+          splat_int(static_cast<int32_t>(p_.out_width - x < kLanes ? p_.out_width - x : kLanes));
       if (inside != nullptr) {
         for (int i = 0; i < kLanes; ++i) {
           if (x + i < p_.out_width && inside[x + i] == 0) counts[i] = 0;

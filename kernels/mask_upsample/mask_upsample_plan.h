@@ -23,15 +23,15 @@ constexpr int64_t row_pitch(int64_t width) { return round_up(width + 4 + kMaxLan
 // The taps of every coordinate of one axis. Tables go on for 2 * kMaxLanes entries that repeat the
 // last coordinate. Runs of coordinates with the same taps are called cells.
 struct AxisTable {
-  const int32_t* first;   // [out + pad] first tap, not clamped
-  const float* weight;    // [taps][weight_stride]
+  const int32_t* first;  // [out + pad] first tap, not clamped
+  const float* weight;   // [taps][weight_stride]
   int64_t weight_stride;
-  const int32_t* cell;    // [cells + 1] first coordinate of each cell; the last one is `out`
+  const int32_t* cell;  // [cells + 1] first coordinate of each cell; the last one is `out`
   int64_t cells;
   int64_t in, out;
-  int32_t taps;           // 1 (copy), 2 or 4
-  bool gathers;           // the taps of 4 .. 16 neighbouring coordinates may lie further apart
-  float negative;         // largest sum of |negative weights| of one coordinate
+  int32_t taps;    // 1 (copy), 2 or 4
+  bool gathers;    // the taps of 4 .. 16 neighbouring coordinates may lie further apart
+  float negative;  // largest sum of |negative weights| of one coordinate
 
   const float* weights(int tap) const { return weight + tap * weight_stride; }
   int64_t clamp(int64_t i) const { return i < 0 ? 0 : i < in ? i : in - 1; }
@@ -39,10 +39,10 @@ struct AxisTable {
 
 struct UpsamplePlan {
   AxisTable x, y;
-  bool prune;             // cells are large enough to look for the classes that can win
-  int64_t pitch;          // floats of one padded low-resolution row
-  int64_t padded_width;   // floats of one expanded row
-  unsigned char* scratch; // thread t owns [t * scratch_stride, (t + 1) * scratch_stride)
+  bool prune;              // cells are large enough to look for the classes that can win
+  int64_t pitch;           // floats of one padded low-resolution row
+  int64_t padded_width;    // floats of one expanded row
+  unsigned char* scratch;  // thread t owns [t * scratch_stride, (t + 1) * scratch_stride)
   int64_t scratch_stride;
 };
 

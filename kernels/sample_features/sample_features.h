@@ -33,10 +33,10 @@ struct SampleFeaturesParams {
 
 struct SampleFeaturesBackwardParams {
   SampleFeaturesParams forward;
-  const void* grad_out;     // [B, M, C], contiguous, dtype of the features
-  void* grad_features;      // [B, C, h, w], dtype of the features, every element written; or null
-  int64_t grad_stride[4];   // b, c, y, x of grad_features
-  float* grad_points;       // [B, M, 2], contiguous, every element written; or null
+  const void* grad_out;    // [B, M, C], contiguous, dtype of the features
+  void* grad_features;     // [B, C, h, w], dtype of the features, every element written; or null
+  int64_t grad_stride[4];  // b, c, y, x of grad_features
+  float* grad_points;      // [B, M, 2], contiguous, every element written; or null
   // CUDA, for grad_features: the points of the whole batch ordered by first cell, equal cells in
   // order of the points, and where each of the B * h * w cells begins (one more entry at the end).
   const int64_t* order;

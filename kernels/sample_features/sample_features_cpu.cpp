@@ -17,6 +17,19 @@ PW_INLINE T* region(const SampleFeaturesParams& p, int64_t at) {
   return reinterpret_cast<T*>(static_cast<char*>(p.workspace) + at);
 }
 
+// Moves the corners that have weight to the front; returns how many they are.
+PW_INLINE int keep_counting(Corners& corners) {
+  int n = 0;
+  for (int k = 0; k < 4; ++k) {
+    if (corners.weight[k] == 0.0f) continue;
+    corners.weight[n] = corners.weight[k];
+    corners.column[n] = corners.column[k];
+    corners.row[n] = corners.row[k];
+    ++n;
+  }
+  return n;
+}
+
 // Points of the whole batch with their corners, and the bucket that each sorts into.
 void plan_points(const SampleFeaturesParams& p, int threads, int shift, int64_t row_buckets,
                  PlannedPoint* points) {
@@ -25,15 +38,16 @@ void plan_points(const SampleFeaturesParams& p, int threads, int shift, int64_t 
     int64_t m = begin % p.num_points;
     for (int64_t i = begin; i < end; ++i) {
       const PointTaps taps = point_taps(p, b, m);
-      const Corners corners = corners_of(taps);
+      Corners corners = corners_of(taps);
       PlannedPoint& point = points[i];
+      point.count = keep_counting(corners);
       for (int k = 0; k < 4; ++k) {
         point.weight[k] = corners.weight[k];
         point.column[k] = corners.column[k];
         point.row[k] = corners.row[k];
       }
-      if (!corners.any) point.row[0] = kNowhere;
-      point.bucket = static_cast<uint32_t>(taps.y.cell[0] * row_buckets + (taps.x.cell[0] >> shift));
+      point.bucket =
+          static_cast<uint32_t>(taps.y.cell[0] * row_buckets + (taps.x.cell[0] >> shift));
       if (++m == p.num_points) {
         m = 0;
         ++b;
@@ -105,8 +119,8 @@ void visit_sorted(const SampleFeaturesParams& p, const SamplePlan& plan, Action&
               if (held[wanted & 1] == wanted) continue;
               held[wanted & 1] = wanted;
               fill_panel<Element>(map + c0 * p.features_stride[1] + wanted * p.features_stride[2],
-                                  p.features_stride[1], p.features_stride[3], p.width, count,
-                                  pitch, panel + (wanted & 1) * p.width * pitch);
+                                  p.features_stride[1], p.features_stride[3], p.width, count, pitch,
+                                  panel + (wanted & 1) * p.width * pitch);
             }
             const Window<Float32> window = {
                 {panel + (y & 1) * p.width * pitch, panel + (below & 1) * p.width * pitch}, pitch};
@@ -130,29 +144,29 @@ struct Forward {
   typedef typename Element::Storage T;
 
   template <typename Reader>
-  PW_INLINE void write(int thread, const Reader& reader, const float (&weight)[4], int64_t count,
-                       T* out) const {
-    if (p.normalize) {
+  PW_INLINE void write(int thread, const Reader& reader, const float (&weight)[4], int count,
+                       int64_t channels, T* out) const {
+    if (count == 0) {
+      __builtin_memset(out, 0, static_cast<size_t>(channels) * sizeof(T));
+    } else if (p.normalize) {
       float* vector = region<float>(p, plan.vectors_at) + thread * round_up(p.channels, 16);
-      blend_normalized<Element>(reader, weight, count, vector, out);
+      blend_normalized<Element, 0>(reader, weight, count, channels, vector, out);
+    } else if (count == 4) {
+      blend<Element, 4>(reader, weight, count, channels, out);
     } else {
-      blend<Element>(reader, weight, count, out);
+      blend<Element, 0>(reader, weight, count, channels, out);
     }
   }
 
   template <typename Source>
   PW_INLINE void operator()(int thread, int64_t index, const PlannedPoint& point,
-                            const Window<Source>& window, int64_t c0, int64_t count) const {
-    T* out = static_cast<T*>(p.out) + index * p.channels + c0;
-    if (point.row[0] == kNowhere) {
-      __builtin_memset(out, 0, static_cast<size_t>(count) * sizeof(T));
-      return;
-    }
+                            const Window<Source>& window, int64_t c0, int64_t channels) const {
     Rows<Source> rows;
     for (int k = 0; k < 4; ++k) {
       rows.corner[k] = window.row[point.row[k]] + point.column[k] * window.pitch;
     }
-    write(thread, rows, point.weight, count, out);
+    write(thread, rows, point.weight, point.count, channels,
+          static_cast<T*>(p.out) + index * p.channels + c0);
   }
 
   // Without a plan: every point finds its corners by itself.
@@ -161,12 +175,9 @@ struct Forward {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / p.num_points;
         const PointTaps taps = point_taps(p, b, i % p.num_points);
-        const Corners corners = corners_of(taps);
+        Corners corners = corners_of(taps);
+        const int count = keep_counting(corners);
         T* out = static_cast<T*>(p.out) + i * p.channels;
-        if (!corners.any) {
-          __builtin_memset(out, 0, static_cast<size_t>(p.channels) * sizeof(T));
-          continue;
-        }
         const T* map = static_cast<const T*>(p.features) + b * p.features_stride[0];
         const T* corner[4];
         for (int k = 0; k < 4; ++k) {
@@ -175,11 +186,11 @@ struct Forward {
         }
         if (p.features_stride[1] == 1) {
           const Rows<Element> rows = {{corner[0], corner[1], corner[2], corner[3]}};
-          write(thread, rows, corners.weight, p.channels, out);
+          write(thread, rows, corners.weight, count, p.channels, out);
         } else {
           const Strided<Element> rows = {{corner[0], corner[1], corner[2], corner[3]},
                                          p.features_stride[1]};
-          write(thread, rows, corners.weight, p.channels, out);
+          write(thread, rows, corners.weight, count, p.channels, out);
         }
       }
     });
@@ -259,9 +270,7 @@ void add_points(const SampleFeaturesBackwardParams& q, const PlannedPoint* point
   const T* grad = static_cast<const T*>(q.grad_out) + b * p.num_points * p.channels + c0;
   for (int64_t m = 0; m < p.num_points; ++m, grad += p.channels) {
     const PlannedPoint& point = points[b * p.num_points + m];
-    if (point.row[0] == kNowhere) continue;
-    for (int k = 0; k < 4; ++k) {
-      if (point.weight[k] == 0.0f) continue;
+    for (int k = 0; k < point.count; ++k) {
       const int64_t cell = (static_cast<int64_t>(point.bucket) + point.row[k]) * p.width;
       float* sums = cells + (cell + point.column[k]) * kGradientBlock;
       const VecF w = splat(point.weight[k]);

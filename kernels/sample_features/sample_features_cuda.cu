@@ -24,21 +24,25 @@ constexpr int kPlanarChannels = 128;  // channels per block when nothing ties th
 
 PW_DEVICE float inverse_norm(float squares) {
   const float norm = sqrtf(squares);
-  return 1.0f / (norm > kSampleNormEpsilon || norm != norm ? norm : kSampleNormEpsilon);
+  return 1.0f / (norm < kSampleNormEpsilon ? kSampleNormEpsilon : norm);  // NaN stays
 }
 
-// Sum of kPack channels of four corners at `c`.
+// Sum of kPack channels at `c` of the corners that have weight; the loads go out together.
 template <class T, int kPack>
 PW_DEVICE void blend(const T* const (&corner)[4], const float (&weight)[4], int64_t c,
                      float (&sum)[kPack]) {
   Pack<T, kPack> values[4];
   PW_UNROLL
-  for (int k = 0; k < 4; ++k) values[k] = simt::load_pack<kPack>(corner[k] + c);
+  for (int k = 0; k < 4; ++k) {
+    if (weight[k] != 0.0f) values[k] = simt::load_pack<kPack>(corner[k] + c);
+  }
   PW_UNROLL
   for (int i = 0; i < kPack; ++i) {
-    sum[i] = weight[0] * to_float(values[0][i]);
+    sum[i] = 0.0f;
     PW_UNROLL
-    for (int k = 1; k < 4; ++k) sum[i] = fmaf(weight[k], to_float(values[k][i]), sum[i]);
+    for (int k = 0; k < 4; ++k) {
+      if (weight[k] != 0.0f) sum[i] = fmaf(weight[k], to_float(values[k][i]), sum[i]);
+    }
   }
 }
 
@@ -72,12 +76,11 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_rows(const SampleFeaturesParams
       corner[k] = static_cast<const T*>(p.features) + simt::shuffle(offset[k], i);
       weight[k] = simt::shuffle(corners.weight[k], i);
     }
-    const bool any = simt::shuffle(corners.any ? 1 : 0, i) != 0;
     if (first + i >= total) return;  // the same for the whole warp
     T* out = static_cast<T*>(p.out) + (first + i) * p.channels;
     float sum[kPack];
     float scale = 1.0f;
-    if (any && p.normalize) {
+    if (p.normalize) {
       float squares = 0.0f;
       for (int64_t c = lane * kPack; c < p.channels; c += 32 * kPack) {
         blend<T, kPack>(corner, weight, c, sum);
@@ -87,12 +90,10 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_rows(const SampleFeaturesParams
       scale = inverse_norm(simt::warp_reduce(squares, simt::Sum{}));
     }
     for (int64_t c = lane * kPack; c < p.channels; c += 32 * kPack) {
-      Pack<T, kPack> result{};
-      if (any) {
-        blend<T, kPack>(corner, weight, c, sum);
-        PW_UNROLL
-        for (int j = 0; j < kPack; ++j) result[j] = from_float<T>(sum[j] * scale);
-      }
+      Pack<T, kPack> result;
+      blend<T, kPack>(corner, weight, c, sum);
+      PW_UNROLL
+      for (int j = 0; j < kPack; ++j) result[j] = from_float<T>(sum[j] * scale);
       simt::store_pack(out + c, result);
     }
   }
@@ -101,9 +102,10 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_rows(const SampleFeaturesParams
 // A block reads kTile points, points in lanes so that neighbours share cache lines of a plane, and
 // writes them through a transposing tile with channels in lanes. Any strides.
 template <class T>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_planar(const SampleFeaturesParams p, int64_t span) {
-  PW_SHARED(float, tile, kTile * (kTile + 1));
-  PW_SHARED(float, norms, kWarps * kTile);
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
+    sample_planar(const SampleFeaturesParams p, int64_t span) {
+  PW_SHARED(float, tile, kTile*(kTile + 1));
+  PW_SHARED(float, norms, kWarps* kTile);
   const int lane = static_cast<int>(simt::lane_id());
   const int warp = static_cast<int>(simt::warp_id());
   const int64_t tiles = simt::ceil_div<int64_t>(p.num_points, kTile);
@@ -127,11 +129,12 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) sample_planar(const SampleFeaturesPara
     }
   }
   const auto value = [&](int64_t c) {
-    if (!corners.any) return 0.0f;
     float sum = 0.0f;
     PW_UNROLL
     for (int k = 0; k < 4; ++k) {
-      sum = fmaf(corners.weight[k], to_float(corner[k][c * p.features_stride[1]]), sum);
+      if (corners.weight[k] != 0.0f) {
+        sum = fmaf(corners.weight[k], to_float(corner[k][c * p.features_stride[1]]), sum);
+      }
     }
     return sum;
   };
@@ -230,8 +233,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
 
 // A warp per point: products of grad_out with the four corners, then differences.
 template <class T>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
-    gradient_of_points(const SampleFeaturesBackwardParams q) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) gradient_of_points(const SampleFeaturesBackwardParams q) {
   const SampleFeaturesParams& p = q.forward;
   const int lane = static_cast<int>(simt::lane_id());
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + simt::warp_id();

@@ -10,14 +10,14 @@
 
 namespace patchword {
 
-// A point with its corners settled (sample_point.h). `row[0]` is kNowhere when none counts.
+// A point with the corners that count (sample_point.h) and where it sorts to.
 struct PlannedPoint {
   float weight[4];
   int32_t column[4];
   uint8_t row[4];
+  int32_t count;
   uint32_t bucket;
 };
-constexpr uint8_t kNowhere = 2;
 
 // Channels of grad_features that one task adds up in float32: 32 keep a 56 x 56 map in L2.
 constexpr int64_t kGradientBlock = 32;
@@ -43,8 +43,7 @@ PW_PORTABLE SamplePlan sample_plan(const SampleFeaturesParams& p, int threads) {
   SamplePlan plan{};
   const int64_t total = p.batch * p.num_points;
   // About 0.1 ns per channel and corner once the map is in cache.
-  plan.threads =
-      useful_threads(threads, total, 0.5 * static_cast<double>(total * p.channels));
+  plan.threads = useful_threads(threads, total, 0.5 * static_cast<double>(total * p.channels));
   // Sorting pays once vectors are long enough and rows are shared by several points.
   plan.sorted = p.channels >= 16 && p.num_points >= 64 && p.num_points >= 2 * p.height &&
                 p.num_points < (int64_t{1} << 31);

@@ -107,30 +107,20 @@ PW_PORTABLE PointTaps point_taps(const SampleFeaturesParams& p, int64_t b, int64
   return taps;
 }
 
-// The four corners (y0 x0, y0 x1, y1 x0, y1 x1). A corner without weight may hold NaN or infinity,
-// and 0 times those is not 0: it is pointed at one that counts. `any` is false when none counts.
+// The four corners (y0 x0, y0 x1, y1 x0, y1 x1). One without weight must not be read: it may hold
+// NaN or infinity, and 0 times those is not 0.
 struct Corners {
   float weight[4];
   int32_t column[4];
   uint8_t row[4];  // map rows below y.cell[0]: 0 or 1
-  bool any;
 };
 
 PW_PORTABLE Corners corners_of(const PointTaps& taps) {
   Corners corners;
-  int counted = -1;
   for (int k = 0; k < 4; ++k) {
     corners.weight[k] = taps.y.weight[k / 2] * taps.x.weight[k % 2];
     corners.column[k] = taps.x.cell[k % 2];
     corners.row[k] = taps.y.cell[k / 2] == taps.y.cell[0] ? 0 : 1;
-    if (corners.weight[k] != 0.0f) counted = k;
-  }
-  corners.any = counted >= 0;
-  for (int k = 0; k < 4; ++k) {
-    if (counted >= 0 && corners.weight[k] == 0.0f) {
-      corners.column[k] = corners.column[counted];
-      corners.row[k] = corners.row[counted];
-    }
   }
   return corners;
 }

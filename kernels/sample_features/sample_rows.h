@@ -42,7 +42,9 @@ struct Window {
 template <typename Source>
 struct Rows {
   const typename Source::Storage* corner[4];
-  PW_INLINE VecF load(int k, int64_t c, int n) const { return load_chunk<Source>(corner[k] + c, n); }
+  PW_INLINE VecF load(int k, int64_t c, int n) const {
+    return load_chunk<Source>(corner[k] + c, n);
+  }
 };
 
 // The same with any distance between channels.
@@ -57,36 +59,40 @@ struct Strided {
   }
 };
 
-template <typename Reader>
-PW_INLINE VecF blend_chunk(const Reader& reader, const VecF (&w)[4], int64_t c, int n) {
+// A sum over `count` corners, known to be kCorners of them unless that is 0.
+template <int kCorners, typename Reader>
+PW_INLINE VecF blend_chunk(const Reader& reader, const VecF (&w)[4], int count, int64_t c, int n) {
   VecF sum = w[0] * reader.load(0, c, n);
-  for (int k = 1; k < 4; ++k) sum = fma(w[k], reader.load(k, c, n), sum);
+  for (int k = 1; k < (kCorners == 0 ? count : kCorners); ++k) {
+    sum = fma(w[k], reader.load(k, c, n), sum);
+  }
   return sum;
 }
 
-// out[0..channels) = the four vectors, weighted.
-template <typename Element, typename Reader>
-PW_INLINE void blend(const Reader& reader, const float (&weight)[4], int64_t channels,
+// out[0..channels) = the corners' vectors, weighted.
+template <typename Element, int kCorners, typename Reader>
+PW_INLINE void blend(const Reader& reader, const float (&weight)[4], int count, int64_t channels,
                      typename Element::Storage* out) {
   const VecF w[4] = {splat(weight[0]), splat(weight[1]), splat(weight[2]), splat(weight[3])};
   each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    store_chunk<Element>(out + c, blend_chunk(reader, w, c, n), n);
+    store_chunk<Element>(out + c, blend_chunk<kCorners>(reader, w, count, c, n), n);
   });
 }
 
 // The same divided by its norm; `vector` holds `channels` floats in between.
-template <typename Element, typename Reader>
-PW_INLINE void blend_normalized(const Reader& reader, const float (&weight)[4], int64_t channels,
-                                float* vector, typename Element::Storage* out) {
+template <typename Element, int kCorners, typename Reader>
+PW_INLINE void blend_normalized(const Reader& reader, const float (&weight)[4], int count,
+                                int64_t channels, float* vector, typename Element::Storage* out) {
   const VecF w[4] = {splat(weight[0]), splat(weight[1]), splat(weight[2]), splat(weight[3])};
   VecF squares{};
   each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
-    const VecF sum = blend_chunk(reader, w, c, n);
+    const VecF sum = blend_chunk<kCorners>(reader, w, count, c, n);
     squares = fma(sum, sum, squares);
     store_chunk<Float32>(vector + c, sum, n);
   });
   const float norm = __builtin_sqrtf(reduce_add(squares));
-  const VecF scale = splat(1.0f / (norm > kSampleNormEpsilon || norm != norm ? norm : kSampleNormEpsilon));
+  const bool short_vector = norm < kSampleNormEpsilon;  // false for NaN
+  const VecF scale = splat(1.0f / (short_vector ? kSampleNormEpsilon : norm));
   each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
     store_chunk<Element>(out + c, load_chunk<Float32>(vector + c, n) * scale, n);
   });
@@ -105,8 +111,9 @@ PW_INLINE void add_dots(const Reader& reader, const typename Element::Storage* g
 }
 
 #if PW_VECTOR_BYTES == 64
-#define PW_LANE_LIST(f) \
-  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#define PW_LANE_LIST(f)                                                                          \
+  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), \
+      f(15)
 #elif PW_VECTOR_BYTES == 32
 #define PW_LANE_LIST(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
 #else
@@ -116,8 +123,8 @@ PW_INLINE void add_dots(const Reader& reader, const typename Element::Storage* g
 // Swaps the off-diagonal kBit x kBit blocks of a pair of rows: one step of a transposition.
 template <int kBit>
 PW_INLINE void swap_blocks(VecF& a, VecF& b) {
-#define PW_LOW(lane) ((lane)&kBit) ? kLanes + ((lane)-kBit) : (lane)
-#define PW_HIGH(lane) ((lane)&kBit) ? kLanes + (lane) : ((lane) + kBit)
+#define PW_LOW(lane) ((lane) & kBit) ? kLanes + ((lane) - kBit) : (lane)
+#define PW_HIGH(lane) ((lane) & kBit) ? kLanes + (lane) : ((lane) + kBit)
   const VecF low = __builtin_shufflevector(a, b, PW_LANE_LIST(PW_LOW));
   b = __builtin_shufflevector(a, b, PW_LANE_LIST(PW_HIGH));
   a = low;
@@ -138,9 +145,8 @@ PW_INLINE void transpose(VecF (&rows)[kLanes]) { transpose_step<kLanes / 2>(rows
 
 // panel[x * pitch + c] = row[c * channel_stride + x * column_stride] for whole map rows.
 template <typename Element>
-void fill_panel(const typename Element::Storage* row, int64_t channel_stride,
-                int64_t column_stride, int64_t width, int64_t channels, int64_t pitch,
-                float* panel) {
+void fill_panel(const typename Element::Storage* row, int64_t channel_stride, int64_t column_stride,
+                int64_t width, int64_t channels, int64_t pitch, float* panel) {
   const int64_t columns = column_stride == 1 ? width / kLanes * kLanes : 0;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {

@@ -23,7 +23,18 @@ _LAZY = {
     "explain": "patchword.ops",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = [
+    "Localizer",
+    "LocateResult",
+    "MatchResult",
+    "Matcher",
+    "__version__",
+    "explain",
+    "locate",
+    "match",
+    "ops",
+    "use_backend",
+]
 
 if TYPE_CHECKING:
     from patchword import ops as ops

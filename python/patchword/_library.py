@@ -7,6 +7,7 @@ torch is imported first on purpose: ``_C`` shares the OpenMP runtime that the pr
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -79,25 +80,44 @@ def register(
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CPU")
-    LIBRARY.impl(name, implementation, "CUDA")
+    LIBRARY.impl(name, _on_device_of_first_tensor(implementation), "CUDA")
     torch.library.register_fake(f"patchword::{name}", fake, lib=LIBRARY)
     op: Callable[..., Any] = getattr(torch.ops.patchword, name).default
     return op
 
 
+def _on_device_of_first_tensor(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap so that kernels launch on the tensors' own device when it is not the current one."""
+
+    @functools.wraps(implementation)
+    def guarded(*args: Any) -> Any:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        if device.index == torch.cuda.current_device():
+            return implementation(*args)
+        with torch.cuda.device(device):
+            return implementation(*args)
+
+    return guarded
+
+
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher can be skipped: no gradient, trace, mode or tensor subclass."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
         return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
         if tensor is None:
             continue
         if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+            return False
+        if tensor.is_meta:
+            return False
+        if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
             return False
         if grad and tensor.requires_grad:
             return False
@@ -133,7 +153,9 @@ def refuse_dtype(*tensors: Tensor | None) -> str | None:
     """Why the compiled kernels cannot read these element types, or None."""
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in FLOAT_DTYPES:
-            return f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+            return (
+                f"dtype {str(tensor.dtype).removeprefix('torch.')} is not float32/float16/bfloat16"
+            )
     return None
 
 
@@ -184,7 +206,7 @@ def simulate_cuda(library: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_level(name: str) -> Iterator[None]:
-    """Force a CPU level (``generic``, ``avx2``, ``avx512``, ``avx512_bf16``, ``auto``) for a while."""
+    """Force a CPU level for a while; the names are those of ``PATCHWORD_CPU_LEVEL``."""
     if C is None:
         raise RuntimeError(f"cpu_level: needs the compiled module: {missing_reason}.")
     before = C.cpu_level()

@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchword import ops
 from patchword.backbones.base import Backbone
 from patchword.consensus import (
     ConsensusOptions,
     Hypothesis,
     fit_affine,
     fit_homography,
+    is_sound,
     propose_affine_maps,
 )
 from patchword.geometry import (
@@ -74,12 +76,14 @@ class Alignment:
         similarity: ``[h, w]`` smoothed similarity at equal places.
         contrast: ``[h, w]`` smoothed advantage over picture 1 pushed aside.
         proof: Sum of the contrast above the threshold.
+        drawn: ``[D, h, w]`` descriptors of picture 1 drawn in the frame of picture 0.
     """
 
     homography: Matrix
     similarity: Tensor
     contrast: Tensor
     proof: float
+    drawn: Tensor
 
 
 def box_mean(maps: Tensor, size: int = 3) -> Tensor:
@@ -104,33 +108,10 @@ def pair_mean(maps0: Tensor, maps1: Tensor) -> Tensor:
     return both.mean(dim=1)[:, None, None]
 
 
-def peak_offsets(similarity: Tensor, index: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Sub-patch peak positions by a parabola through each peak and its neighbours.
-
-    Args:
-        similarity: ``[M, h * w]`` rows of a correlation volume.
-        index: ``[M]`` peak of each row.
-        grid: ``(h, w)``.
-
-    Returns:
-        ``[M, 2]`` positions ``(x, y)`` in patches (centres at half numbers).
-    """
-    height, width = grid
-    rows = torch.arange(len(index), device=index.device)
-    y, x = index // width, index % width
-
-    def read(row: Tensor, column: Tensor) -> Tensor:
-        return similarity[rows, row.clamp(0, height - 1) * width + column.clamp(0, width - 1)]
-
-    def vertex(before: Tensor, after: Tensor, inner: Tensor) -> Tensor:
-        bend = (before - 2 * peak + after).clamp(max=-1e-6)
-        shift = (0.5 * (before - after) / bend).clamp(-0.5, 0.5)
-        return torch.where(inner, shift, torch.zeros_like(shift))
-
-    peak = similarity[rows, index]
-    dx = vertex(read(y, x - 1), read(y, x + 1), (x > 0) & (x < width - 1))
-    dy = vertex(read(y - 1, x), read(y + 1, x), (y > 0) & (y < height - 1))
-    return torch.stack([x + 0.5 + dx, y + 0.5 + dy], dim=1)
+def peak_shift(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
+    """Vertex of the parabola through a peak and its neighbours, in steps within [-0.5, 0.5]."""
+    bend = (before - 2 * peak + after).clamp(max=-1e-6)
+    return (0.5 * (before - after) / bend).clamp(-0.5, 0.5)
 
 
 def mutual_matches(
@@ -142,16 +123,25 @@ def mutual_matches(
         Flat indices ``[M]`` into picture 0, positions ``[M, 2]`` ``(x, y)`` in patches of picture
         1, similarities ``[M]``.
     """
-    flat0, flat1 = maps0.flatten(1).T, maps1.flatten(1).T
-    similarity = flat0 @ flat1.T
-    similarity = similarity.masked_fill(~valid1.flatten()[None], -1.0)
-    similarity = similarity.masked_fill(~valid0.flatten()[:, None], -1.0)
-    best, index01 = similarity.max(dim=1)
-    index10 = similarity.argmax(dim=0)
-    cells = torch.arange(len(flat0), device=flat0.device)
-    keep = torch.nonzero((index10[index01] == cells) & (best > 0)).flatten()
-    places = peak_offsets(similarity[keep], index01[keep], (maps1.shape[1], maps1.shape[2]))
-    return keep, places, best[keep]
+    flat0, flat1 = maps0.flatten(1).T.contiguous(), maps1.flatten(1).T.contiguous()
+    found, scores = ops.mutual_nearest_neighbors(
+        flat0, flat1, threshold=0.0, valid0=valid0.flatten(), valid1=valid1.flatten()
+    ).pairs()
+    index0, index1 = found[:, 0], found[:, 1]
+    height, width = maps1.shape[1:]
+    row, column = index1 // width, index1 % width
+
+    def similarity(down: int, right: int) -> Tensor:
+        y, x = (row + down).clamp(0, height - 1), (column + right).clamp(0, width - 1)
+        return (flat0[index0] * flat1[y * width + x]).sum(dim=1)
+
+    def shift(before: Tensor, after: Tensor, inner: Tensor) -> Tensor:
+        return torch.where(inner, peak_shift(before, scores, after), torch.zeros_like(scores))
+
+    dx = shift(similarity(0, -1), similarity(0, 1), (column > 0) & (column < width - 1))
+    dy = shift(similarity(-1, 0), similarity(1, 0), (row > 0) & (row < height - 1))
+    places = torch.stack([column + 0.5 + dx, row + 0.5 + dy], dim=1)
+    return index0, places, scores
 
 
 def local_matches(maps0: Tensor, maps1: Tensor, radius: int = 1) -> tuple[Tensor, Tensor]:
@@ -178,12 +168,14 @@ def local_matches(maps0: Tensor, maps1: Tensor, radius: int = 1) -> tuple[Tensor
         dim=-1,
     ).reshape(height * width, side, side)
     # One more ring than searched is compared, so that every peak has neighbours for its parabola.
-    inner = window[:, 1:-1, 1:-1].flatten(1)
-    best, index = inner.max(dim=1)
+    best, index = window[:, 1:-1, 1:-1].flatten(1).max(dim=1)
+    cells = torch.arange(len(index), device=index.device)
     row, column = index // (side - 2) + 1, index % (side - 2) + 1
-    peaks = peak_offsets(window.flatten(1), row * side + column, (side, side))
-    centers = torch.from_numpy(patch_centers((height, width))).to(peaks)
-    return best.reshape(height, width), centers + peaks - side / 2
+    dx = peak_shift(window[cells, row, column - 1], best, window[cells, row, column + 1])
+    dy = peak_shift(window[cells, row - 1, column], best, window[cells, row + 1, column])
+    moved = torch.stack([column + dx, row + dy], dim=1) - (radius + 1)
+    centers = torch.from_numpy(patch_centers((height, width))).to(moved)
+    return best.reshape(height, width), centers + moved
 
 
 class Aligner:
@@ -253,23 +245,20 @@ class Aligner:
         alignment: Alignment,
         valid0: Tensor,
     ) -> Alignment:
-        """Fit the map to where patches are seen best in the drawn picture; keep what proves more."""
+        """Fit the map to where patches are seen best in the drawing; keep what proves more."""
         stride, grid = self.backbone.stride, (reference.shape[1], reference.shape[2])
         best = alignment
         for _ in range(self.options.rounds):
-            size = (grid[0] * stride, grid[1] * stride)
-            other, valid1 = self._describe_warped(features1, best.homography, size, mean)
-            near, places = local_matches(reference, other)
-            weights = (
-                (best.contrast > 0) * (valid0 & valid1) * near.clamp(min=0) * best.similarity
-            ).clamp(min=0)
+            near, places = local_matches(reference, best.drawn)
+            # Where the drawing shows no picture, similarity is 0 and so is the weight.
+            weights = (best.contrast > 0) * near.clamp(min=0) * best.similarity.clamp(min=0)
             used = weights.flatten() > 0
             points0 = torch.from_numpy(patch_centers(grid, stride))[used.cpu()].numpy()
-            drawn = places[used].double().cpu().numpy() * stride
+            seen = places[used].double().cpu().numpy() * stride
             strength = weights.flatten()[used].double().cpu().numpy()
             if len(points0) < 4:
                 break
-            points1 = warp_points(best.homography, drawn)
+            points1 = warp_points(best.homography, seen)
             # The tolerance is felt in frame 1, where the object may be larger or smaller.
             magnification = float(np.median(local_scale(best.homography, points0)))
             tolerance = self.options.consensus.tolerance * magnification
@@ -278,7 +267,7 @@ class Aligner:
             tried = [
                 self._prove(reference, mean, features1, Hypothesis(one, best.proof), valid0)
                 for one in (fitted, full)
-                if np.isfinite(one).all()
+                if is_sound(one)
             ]
             challenger = max(tried, key=lambda one: one.proof, default=best)
             if challenger.proof <= best.proof:
@@ -317,6 +306,7 @@ class Aligner:
             options=self.options.consensus,
             generator=generator,
         )
+        found = [one for one in found if is_sound(one.homography)]
         if canvas is None:
             return found
         return [Hypothesis(canvas[0] @ one.homography, one.support) for one in found]
@@ -352,7 +342,7 @@ class Aligner:
         proposal: Hypothesis,
         valid0: Tensor,
     ) -> Alignment:
-        """Draw picture 1 under a map, tighten the map by what is seen, and compare."""
+        """Draw picture 1 under a map and compare."""
         size = (
             reference.shape[1] * self.backbone.stride,
             reference.shape[2] * self.backbone.stride,
@@ -365,7 +355,9 @@ class Aligner:
         smooth_similarity = box_mean(similarity) * valid
         smooth_contrast = box_mean(contrast) * valid
         proof = (smooth_contrast - self.options.min_contrast).clamp(min=0).sum()
-        return Alignment(proposal.homography, smooth_similarity, smooth_contrast, float(proof))
+        return Alignment(
+            proposal.homography, smooth_similarity, smooth_contrast, float(proof), other
+        )
 
     def _pushed(self, reference: Tensor, other: Tensor, ring: int) -> Tensor:
         """Similarity ``[8, h, w]`` with ``other`` pushed ``ring`` patches in eight directions."""

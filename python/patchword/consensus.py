@@ -137,11 +137,24 @@ def _is_plausible(maps: Matrix, options: ConsensusOptions) -> npt.NDArray[np.boo
     return plausible
 
 
+def is_sound(homography: Matrix) -> bool:
+    """Whether a map is finite, mirrors nothing and squeezes no plane to a line.
+
+    A fit to matches in one row answers with such a squeeze.
+    """
+    if not np.isfinite(homography).all():
+        return False
+    linear = float(np.linalg.det(homography[:2, :2]))
+    return linear > 1e-4 and float(np.linalg.det(homography)) > 1e-4
+
+
 def _robust_weights(
     points0: Matrix, points1: Matrix, weights: Matrix, homography: Matrix, tolerance: float
 ) -> Matrix:
     residual = ((warp_points(homography, points0) - points1) ** 2).sum(axis=1)
-    return weights * np.clip(1.0 - np.nan_to_num(residual, nan=np.inf) / tolerance**2, 0.0, None)
+    votes = np.clip(1.0 - np.nan_to_num(residual, nan=np.inf) / tolerance**2, 0.0, None)
+    robust: Matrix = weights * votes
+    return robust
 
 
 def fit_affine(

@@ -54,15 +54,17 @@ def warp_points(homography: Matrix, points: npt.ArrayLike) -> Matrix:
     lifted = wanted @ homography[:, :2].T + homography[:, 2]
     depth = lifted[..., 2:]
     safe = np.where(np.abs(depth) < 1e-12, np.nan, depth)
-    return lifted[..., :2] / safe
+    warped: Matrix = lifted[..., :2] / safe
+    return warped
 
 
 def from_index_coordinates(homography: npt.ArrayLike) -> Matrix:
-    """Turn a homography between pixel indices (centres at whole numbers) into one between points."""
+    """Turn a homography between pixel indices (centres at whole numbers) into one of points."""
     shift = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
     back = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]])
-    moved: Matrix = shift @ np.asarray(homography, dtype=np.float64) @ back
-    return moved / moved[2, 2]
+    moved = shift @ np.asarray(homography, dtype=np.float64) @ back
+    scaled: Matrix = moved / moved[2, 2]
+    return scaled
 
 
 def scale_matrix(x: float, y: float) -> Matrix:

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchword import ops
 from patchword.structures import FloatArray, ImageArray
 
 
 def upsample_map(region: Tensor, size: tuple[int, int]) -> Tensor:
     """Upsample ``[h, w]`` or ``[K, h, w]`` bilinearly to ``size``; values stay in their range."""
-    maps = region.reshape(1, -1, *region.shape[-2:])
-    large = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    return large.reshape(*region.shape[:-2], *size)
+    maps = region.reshape(1, -1, *region.shape[-2:]).contiguous()
+    return ops.mask_upsample(maps, size).reshape(*region.shape[:-2], *size)
 
 
 def guided_refine(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchword import ops
 from patchword.alignment import (
     Aligner,
     Alignment,
@@ -22,16 +23,25 @@ from patchword.alignment import (
     mutual_matches,
     pair_mean,
 )
-from patchword.backbones import Backbone, create_backbone, extract_features, to_uint8_image
+from patchword.backbones import Backbone, create_backbone, extract_features
+from patchword.backbones.base import input_size
+from patchword.data.io import read_image
 from patchword.errors import OptionError
 from patchword.geometry import (
+    Matrix,
     check_box,
     normalize_points,
     patch_centers,
     warp_points,
 )
 from patchword.masks import guided_refine, upsample_map
-from patchword.structures import CorrespondenceField, FloatArray, MatchResult, PatchFeatures
+from patchword.structures import (
+    CorrespondenceField,
+    FloatArray,
+    ImageArray,
+    MatchResult,
+    PatchFeatures,
+)
 
 
 @dataclass(frozen=True)
@@ -101,12 +111,16 @@ class Matcher:
 
     def extract(self, image: Any) -> PatchFeatures:
         """Describe a picture once (path, PIL picture, array or tensor)."""
-        return extract_features(
-            self.backbone, to_uint8_image(image), max_size=self.options.max_size
-        )
+        picture = read_image(image)
+        return extract_features(self.backbone, picture, size=self._input_size(picture))
+
+    def _input_size(self, picture: ImageArray, enlarge: float = 1.0) -> tuple[int, int]:
+        """``(H, W)`` at which the backbone sees a picture."""
+        wanted = (round(picture.shape[0] * enlarge), round(picture.shape[1] * enlarge))
+        return input_size(wanted, self.options.max_size, self.backbone.multiple)
 
     @torch.inference_mode()
-    def match(self, image0: Any, image1: Any, *, box0: npt.ArrayLike | None = None) -> MatchResult:
+    def match(self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None) -> MatchResult:
         """Find what two pictures share.
 
         Args:
@@ -121,6 +135,16 @@ class Matcher:
             OptionError: The box lies outside the picture.
             DatasetError: A file cannot be read.
         """
+        return self.match_dense(image0, image1, box0)[0]
+
+    @torch.inference_mode()
+    def match_dense(
+        self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None
+    ) -> tuple[MatchResult, CorrespondenceField]:
+        """As :meth:`match`, with the dense field that the result was drawn from.
+
+        With a box the field covers the part of picture 0 around it, in pixels of that part.
+        """
         state, whole0 = self._prepare(image0, image1, box0)
         region0, region1 = self._regions(state)
         mask0 = self._mask(region0, state.features0)
@@ -132,7 +156,7 @@ class Matcher:
         height, width = whole0.shape[:2]
         full0 = np.zeros((height, width), dtype=np.float32)
         full0[y : y + mask0.shape[0], x : x + mask0.shape[1]] = mask0
-        return MatchResult(
+        result = MatchResult(
             mask0=full0,
             mask1=mask1,
             matches=matches,
@@ -141,6 +165,7 @@ class Matcher:
             image0=whole0,
             image1=state.features1.image,
         )
+        return result, found
 
     @torch.inference_mode()
     def correspond(self, image0: Any, image1: Any) -> CorrespondenceField:
@@ -148,18 +173,33 @@ class Matcher:
         state, _ = self._prepare(image0, image1, None)
         return self._field(state)
 
+    @overload
+    def score(
+        self,
+        features0: PatchFeatures,
+        features1: PatchFeatures,
+        box0: npt.ArrayLike | None = None,
+    ) -> float: ...
+
+    @overload
+    def score(
+        self,
+        features0: PatchFeatures,
+        features1: Sequence[PatchFeatures],
+        box0: npt.ArrayLike | None = None,
+    ) -> FloatArray: ...
+
     @torch.inference_mode()
     def score(
         self,
         features0: PatchFeatures,
         features1: PatchFeatures | Sequence[PatchFeatures],
-        *,
         box0: npt.ArrayLike | None = None,
     ) -> float | FloatArray:
         """Cheap score in [0, 1] for ranking a gallery: how well patches of 0 are found in 1.
 
         Mean over the better half of the patches (inside the box) of their best similarity, after
-        taking away the mean descriptor of picture 0's surroundings; no search for maps.
+        taking away the mean descriptor of both pictures; no search for maps.
 
         Args:
             features0: Features of the query.
@@ -183,13 +223,13 @@ class Matcher:
         mean = torch.cat([tokens0, tokens1]).mean(dim=0)
         wanted = F.normalize(tokens0[valid0] - mean, dim=1)
         offered = F.normalize(tokens1 - mean, dim=1)
-        best = (wanted @ offered.T).amax(dim=1).clamp(min=0)
+        best = ops.nearest_neighbors(wanted, offered).scores.clamp(min=0)
         half = max(1, len(best) // 2)
         return float(best.topk(half).values.mean())
 
     def _prepare(
         self, image0: Any, image1: Any, box0: npt.ArrayLike | None
-    ) -> tuple[_PairState, npt.NDArray[np.uint8]]:
+    ) -> tuple[_PairState, ImageArray]:
         """Features of both pictures (picture 0 cut to its box), and the maps between them."""
         features1 = self._with_pixels(image1)
         if box0 is None:
@@ -222,16 +262,14 @@ class Matcher:
             )
         return self.extract(image)
 
-    def _picture(self, image: Any) -> npt.NDArray[np.uint8]:
+    def _picture(self, image: Any) -> ImageArray:
         if isinstance(image, PatchFeatures):
             kept = self._with_pixels(image).image
             assert kept is not None
             return kept
-        return to_uint8_image(image)
+        return read_image(image)
 
-    def _extract_box(
-        self, image: npt.NDArray[np.uint8], box0: npt.ArrayLike
-    ) -> tuple[PatchFeatures, Tensor]:
+    def _extract_box(self, image: ImageArray, box0: npt.ArrayLike) -> tuple[PatchFeatures, Tensor]:
         """Describe the box with some surroundings, so that small things are seen large."""
         x0, y0, x1, y1 = check_box(box0, (image.shape[0], image.shape[1]))
         pad_x, pad_y = ((x1 - x0) * self.options.box_context, (y1 - y0) * self.options.box_context)
@@ -240,9 +278,7 @@ class Matcher:
         bottom = min(int(np.ceil(y1 + pad_y)), image.shape[0])
         cut = np.ascontiguousarray(image[top:bottom, left:right])
         enlarge = max(1.0, 0.5 * self.options.max_size / max(cut.shape[:2]))
-        features = extract_features(
-            self.backbone, cut, max_size=self.options.max_size, upscale=enlarge
-        )
+        features = extract_features(self.backbone, cut, size=self._input_size(cut, enlarge))
         inner = (x0 - left, y0 - top, x1 - left, y1 - top)
         return replace(features, origin=(float(left), float(top))), self._valid_patches(
             features, inner
@@ -269,11 +305,10 @@ class Matcher:
     def _field(self, state: _PairState) -> CorrespondenceField:
         """Each patch takes its own best match, or the place a proven map gives it."""
         stride, grid0, grid1 = self.backbone.stride, state.features0.grid, state.features1.grid
-        flat0, flat1 = state.maps0.flatten(1).T, state.maps1.flatten(1).T
-        similarity, index = (flat0 @ flat1.T).max(dim=1)
+        nearest = ops.nearest_neighbors(_rows(state.maps0), _rows(state.maps1))
         centers0 = patch_centers(grid0, stride)
-        points1 = patch_centers(grid1, stride)[index.cpu().numpy()]
-        similarity = similarity.reshape(grid0)
+        points1 = patch_centers(grid1, stride)[nearest.indices.cpu().numpy()]
+        similarity = nearest.scores.reshape(grid0)
         best = box_mean(similarity) - self.options.map_bonus
         evidence = torch.zeros_like(best)
         for alignment in state.alignments:
@@ -304,7 +339,8 @@ class Matcher:
             belief = _belief(alignment) * state.valid0
             region0 = torch.maximum(region0, belief)
             centers1 = patch_centers(state.features1.grid, stride)
-            back = warp_points(np.linalg.inv(alignment.homography), centers1)
+            inverse: Matrix = np.linalg.inv(alignment.homography).astype(np.float64)
+            back = warp_points(inverse, centers1)
             places = torch.from_numpy(np.nan_to_num(back, nan=-1e6)).to(belief)
             seen = F.grid_sample(
                 belief[None, None],
@@ -318,20 +354,19 @@ class Matcher:
 
     def _cycle_regions(self, state: _PairState) -> tuple[Tensor, Tensor]:
         """Weak regions from patches that choose each other, back within a patch and a half."""
-        flat0, flat1 = state.maps0.flatten(1).T, state.maps1.flatten(1).T
-        similarity = (flat0 @ flat1.T).masked_fill(~state.valid0.flatten()[:, None], -1.0)
-        weight = self.options.unproven_weight
+        rows0, rows1 = _rows(state.maps0), _rows(state.maps1)
+        valid0 = state.valid0.flatten()
         regions = []
-        for volume, grid in (
-            (similarity, state.features0.grid),
-            (similarity.T, state.features1.grid),
+        for rows, others, grid, valid, valid_others in (
+            (rows0, rows1, state.features0.grid, valid0, None),
+            (rows1, rows0, state.features1.grid, None, valid0),
         ):
-            best, there = volume.max(dim=1)
-            back = volume.argmax(dim=0)[there].cpu().numpy()
-            centers = patch_centers(grid)
-            gap = np.linalg.norm(centers[back] - centers, axis=1)
-            close = torch.from_numpy(np.exp(-((gap / 1.5) ** 2))).to(best)
-            regions.append(box_mean((weight * best.clamp(min=0) * close).reshape(grid)))
+            centers = torch.from_numpy(patch_centers(grid)).to(rows)
+            trip = ops.cycle_consistency(rows, others, centers, valid0=valid, valid1=valid_others)
+            # Patches that take no part have distance inf and so weight 0.
+            close = torch.exp(-((trip.distance / 1.5) ** 2))
+            weak = self.options.unproven_weight * trip.scores.clamp(min=0) * close
+            regions.append(box_mean(weak.reshape(grid)))
         return regions[0], regions[1]
 
     def _mask(self, region: Tensor, features: PatchFeatures) -> FloatArray:
@@ -365,6 +400,11 @@ class Matcher:
         proof = max((alignment.proof for alignment in state.alignments), default=0.0)
         sure = 1.0 - float(np.exp(-proof / 4.0))
         return float(np.clip(sure + (1.0 - sure) * 0.5 * coarse, 0.0, 1.0))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Feature maps ``[D, h, w]`` as descriptors ``[N, D]``."""
+    return maps.flatten(1).T.contiguous()
 
 
 def _belief(alignment: Alignment) -> Tensor:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen records that travel between layers; they hold data and know nothing of files or models."""
+"""The frozen records that travel between layers; they hold data, not files or models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -82,47 +82,6 @@ class PatchFeatures:
 
 
 @dataclass(frozen=True, eq=False)
-class Matches:
-    """One-to-one matches of two sets of descriptors, seen from both sides.
-
-    Attributes:
-        matches0: ``[..., N0]`` int64, index into set 1 or -1 for none.
-        scores0: ``[..., N0]`` score of that match, 0 for none.
-        matches1: ``[..., N1]`` int64, index into set 0 or -1 for none.
-        scores1: ``[..., N1]`` score of that match, 0 for none.
-    """
-
-    matches0: Tensor
-    scores0: Tensor
-    matches1: Tensor
-    scores1: Tensor
-
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """List the matches of one pair of sets.
-
-        Returns:
-            ``[M, 2]`` int64 indices ``(index0, index1)`` in order of ``index0``, and ``[M]``
-            scores.
-
-        Raises:
-            ShapeError: The matches belong to a batch.
-        """
-        if self.matches0.ndim != 1:
-            raise ShapeError(
-                f"Matches.pairs: matches0 must have shape [N0], got {list(self.matches0.shape)}. "
-                "Index the batch first."
-            )
-        index0 = torch.nonzero(self.matches0 >= 0).flatten()
-        return torch.stack([index0, self.matches0[index0]], dim=1), self.scores0[index0]
-
-    def __getitem__(self, index: int) -> Matches:
-        """The matches of one pair of a batch."""
-        return Matches(
-            self.matches0[index], self.scores0[index], self.matches1[index], self.scores1[index]
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class CorrespondenceField:
     """Where each patch of picture 0 lies in picture 1.
 
@@ -186,8 +145,8 @@ class MatchResult:
         """Draw both pictures with masks and best matches."""
         from patchword import viz
 
-        drawn: Any = viz.match_figure(self)
-        return drawn  # type: ignore[no-any-return]
+        drawn: Figure = viz.match_figure(self)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -219,5 +178,5 @@ class LocateResult:
         """Draw the picture with one colour a phrase and a legend."""
         from patchword import viz
 
-        drawn: Any = viz.locate_figure(self)
-        return drawn  # type: ignore[no-any-return]
+        drawn: Figure = viz.locate_figure(self)
+        return drawn

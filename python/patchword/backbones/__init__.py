@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import torch
 
-from patchword.backbones.base import Backbone, extract_features, to_uint8_image
+from patchword.backbones.base import Backbone, extract_features
 from patchword.errors import OptionError
 
 BACKBONES = ("efficientnet-lite0", "xfeat", "efficientnet-lite0+xfeat")
 
-__all__ = ["BACKBONES", "Backbone", "create_backbone", "extract_features", "to_uint8_image"]
+__all__ = ["BACKBONES", "Backbone", "create_backbone", "extract_features"]
 
 
 def create_backbone(name: str, device: torch.device | str | None = None) -> Backbone:

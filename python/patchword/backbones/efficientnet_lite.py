@@ -140,7 +140,8 @@ class EfficientNetLite0(nn.Module):
         """Outputs ``[B, C, h, w]`` of the named blocks; stops after the last one asked for.
 
         Args:
-            images: ``[B, 3, H, W]`` RGB in [0, 1], any size from one pixel up.
+            images: ``[B, 3, H, W]`` RGB in [0, 1], each side at least 32 pixels; the
+                padding was made for multiples of 32.
             blocks: Block numbers 0 to 15.
         """
         x = self.stem((images * 255.0 - _PIXEL_MEAN) / _PIXEL_SCALE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where weights come from: files inside installed packages, found without running the packages' code."""
+"""Where weights come from: files in installed packages, found without running their code."""
 
 from __future__ import annotations
 

@@ -219,7 +219,9 @@ def failures_text(failures: Sequence[tuple[str, str]], failed: int) -> str:
     """List what could not be read, one line each, after a count."""
     noun = "file" if failed == 1 else "files"
     lines = [f"{failed} {noun} could not be read:"]
-    lines += [f"  {printable(key)}: {message}" for key, message in failures]
+    for key, message in failures:
+        named = printable(key) in message
+        lines.append(f"  {message}" if named else f"  {printable(key)}: {message}")
     if failed > len(failures):
         lines.append(f"  and {failed - len(failures)} more, see journal.jsonl")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, Outcome
-from patchword.cli.ops import backend_lines
+from patchword.cli.ops import reason_lines, table_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"  absent: {native['reason']}; ops run in plain torch")
     devices = _joined(found["cuda_devices"]) or "none"
     lines += ["", f"threads {found['threads']}, CUDA devices: {devices}", "", "ops"]
-    for op, devices_of_op in found["ops"].items():
-        lines += backend_lines(op, devices_of_op)
+    lines += [f"  {line}" for line in table_lines(found["ops"])]
+    lines += ["", "why not the others"]
+    lines += [f"  {line}" for line in reason_lines(found["ops"])]
     return lines
 
 

@@ -15,8 +15,10 @@ import tyro
 
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, Outcome
+from patchword.data.folders import is_folder
 from patchword.data.io import printable
 from patchword.errors import ConfigError, DatasetError
+from patchword.inference.atomic import make_folder
 
 if TYPE_CHECKING:
     from patchword.evaluation import EvaluationReport
@@ -77,12 +79,14 @@ class _Evaluate(CommonFlags):
     def run(self, name: str) -> Outcome:
         """Measure, compare with what was expected, report."""
         demands = [Expectation.parse(text) for text in self.expect]
-        if not self.data.is_dir():
-            what = "is not a folder" if self.data.exists() else "does not exist"
-            raise DatasetError(f"evaluate: {printable(self.data)} {what}.", path=self.data)
+        if not is_folder(self.data):
+            raise DatasetError(f"evaluate: {printable(self.data)} is not a folder.", path=self.data)
         if self.dry_run:
             result: dict[str, object] = {"dry_run": True, "data": str(self.data)}
             return Outcome(result, f"would measure on {printable(self.data)}")
+        if self.output is not None:
+            # Before the measurement, which may take long, and not after it.
+            make_folder(self.output)
         with self.computing():
             report = self.measure()
         if self.output is not None:

@@ -13,7 +13,7 @@ import tyro
 from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import Outcome, OutputFlags
-from patchword.data.folders import count_images
+from patchword.data.folders import count_images, is_folder
 from patchword.data.io import printable, read_image
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Locate(OutputFlags):
         from patchword.inference.locating import check_texts
 
         texts = check_texts(self.text)
-        if self.images.is_dir():
+        if is_folder(self.images):
             return self._run_folder(self.images, texts)
         return self._run_one(self.images, texts)
 
@@ -58,7 +58,9 @@ class Locate(OutputFlags):
         with stop_on_signal() as stop, open_output(output, settings, overwrite=self.overwrite):
             with self.computing():
                 result = self._localizer().locate(image, list(texts))
-            written = save_locate(result, output, extra={"input": printable(path)})
+            written = save_locate(
+                result, output, extra={"input": printable(path)}, footer=path.name
+            )
         files = {key: str(file) for key, file in written.items()}
         summary = locate_summary(result)
         record = {"input": printable(path), **summary, "output": str(output), "files": files}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -113,6 +114,11 @@ def _run(name: str, flags: CommonFlags) -> int:
         try:
             flags.check()
             outcome = flags.run(name)
+            if flags.json:
+                print_line(json_line(envelope(name, outcome.result, notes)))
+            elif not flags.jsonl:
+                print_line(outcome.text)
+            return outcome.code
         except KeyboardInterrupt:
             return fail("interrupted", "KeyboardInterrupt", common.INTERRUPTED)
         except (ConfigError, OptionError) as error:
@@ -120,18 +126,14 @@ def _run(name: str, flags: CommonFlags) -> int:
         except PatchwordError as error:
             return fail(str(error), type(error).__name__, common.FAILED)
         except BrokenPipeError:
-            # The reader of stdout has gone, as in `patchword ... | head`; nobody is left to tell.
-            sys.stderr.close()
+            # The reader of stdout has gone, as in `patchword ... | head -1`. Python would complain
+            # once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return common.FAILED
         except Exception as error:
             text = " ".join(str(error).split())
             message = f"unexpected {type(error).__name__}: {text} (--verbose shows where)"
             return fail(message, type(error).__name__, common.FAILED)
-        if flags.json:
-            print_line(json_line(envelope(name, outcome.result, notes)))
-        elif not flags.jsonl:
-            print_line(outcome.text)
-        return outcome.code
 
 
 def _fail(
@@ -140,7 +142,7 @@ def _fail(
     if flags.verbose and sys.exc_info()[0] is not None:
         traceback.print_exc(file=sys.stderr)
     complain(message)
-    if flags.json:
+    if flags.json and not flags.jsonl:
         error = {"type": kind, "message": message}
         print_line(json_line(envelope(name, None, notes, error)))
     return code

@@ -18,6 +18,7 @@ from patchword.data.io import printable, read_image
 from patchword.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
+    from patchword.inference.cache import FeatureCache
     from patchword.inference.gallery import Box, GalleryRun
     from patchword.matching import Matcher
 
@@ -42,6 +43,8 @@ class Match(OutputFlags):
     """Part of the first picture to look for, in pixels."""
     top: int = 10
     """With --gallery: how many of the best get masks and correspondences."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """With --gallery: keep descriptors (1 MB a picture) here, so that other queries are fast."""
     backbone: str = "efficientnet-lite0"
     """Network that describes patches."""
 
@@ -58,7 +61,7 @@ class Match(OutputFlags):
         return self._run_pair(self.query, self.other, box)
 
     def _run_pair(self, first: Path, second: Path, box: Box | None) -> Outcome:
-        from patchword.inference.gallery import check_box
+        from patchword.inference.gallery import require_box_inside
         from patchword.inference.interrupt import stop_on_signal
         from patchword.inference.output import check_output, open_output
         from patchword.inference.writers import match_summary, save_match
@@ -66,7 +69,7 @@ class Match(OutputFlags):
         image0, image1 = (
             read_image(path, max_pixels=self.max_pixels()) for path in (first, second)
         )
-        check_box(box, (image0.shape[0], image0.shape[1]))
+        require_box_inside(box, (image0.shape[0], image0.shape[1]))
         settings = self._settings(box, first=first, second=second)
         output = self.folder(settings, first.stem, second.stem)
         check_output(output, settings, overwrite=self.overwrite)
@@ -76,7 +79,12 @@ class Match(OutputFlags):
             with self.computing():
                 result = self._matcher().match(image0, image1, box0=box)
             inputs = {"input0": printable(first), "input1": printable(second)}
-            written = save_match(result, output, extra=inputs)
+            written = save_match(
+                result,
+                output,
+                extra=inputs,
+                footer=f"{first.name} and {second.name}, {self.backbone}",
+            )
         files = {key: str(path) for key, path in written.items()}
         record = {**inputs, **match_summary(result), "output": str(output), "files": files}
         if self.jsonl:
@@ -92,12 +100,12 @@ class Match(OutputFlags):
         return Outcome(record, text, common.INTERRUPTED if stop else common.DONE)
 
     def _run_gallery(self, query: Path, gallery: Path, box: Box | None) -> Outcome:
-        from patchword.inference.gallery import check_box, rank_gallery
+        from patchword.inference.gallery import rank_gallery, require_box_inside
         from patchword.inference.interrupt import stop_on_signal
         from patchword.inference.output import check_output
 
         image = read_image(query, max_pixels=self.max_pixels())
-        check_box(box, (image.shape[0], image.shape[1]))
+        require_box_inside(box, (image.shape[0], image.shape[1]))
         settings = self._settings(box, first=query, gallery=gallery)
         output = self.folder(settings, query.stem, gallery.name)
         total = count_images(gallery, exclude=output)
@@ -105,14 +113,16 @@ class Match(OutputFlags):
         if self.dry_run:
             return common.planned(output, total)
         with stop_on_signal() as stop, self.computing():
+            matcher = self._matcher()
             run = rank_gallery(
-                self._matcher(),
+                matcher,
                 query,
                 gallery,
                 output,
                 settings=settings,
                 box=box,
                 top=self.top,
+                cache=None if self.cache is None else self._cache(matcher, self.cache),
                 overwrite=self.overwrite,
                 num_workers=self.num_workers,
                 max_pixels=self.max_pixels(),
@@ -124,14 +134,23 @@ class Match(OutputFlags):
 
     def _report_gallery(self, run: GalleryRun, query: Path) -> Outcome:
         result = {"query": printable(query), **common.run_report(run), "hits": list(run.hits)}
-        lines = [f"{'rank':>4}  {'score':>6}  picture"]
-        lines += [f"{h['rank']:4d}  {h['score']:6.3f}  {printable(h['key'])}" for h in run.hits]
+        lines = [f"{'rank':>4}  {'score':>6}  {'quick':>6}  picture"]
+        lines += [
+            f"{h['rank']:4d}  {h['score']:6.3f}  {h['quick_score']:6.3f}  {printable(h['key'])}"
+            for h in run.hits
+        ]
         return common.folder_outcome(self, run, result, lines)
 
     def _matcher(self) -> Matcher:
         from patchword.matching import Matcher
 
         return Matcher(backbone=self.backbone, device=self.torch_device())
+
+    def _cache(self, matcher: Matcher, folder: Path) -> FeatureCache:
+        from patchword.inference.cache import FeatureCache
+
+        made_by = f"{self.backbone} {matcher.options.max_size} patchword {__version__}"
+        return FeatureCache(folder, made_by)
 
     def _settings(
         self,

@@ -33,6 +33,35 @@ def backend_lines(op: str, answers: Answers) -> list[str]:
     return lines
 
 
+def table_lines(answers: Mapping[str, Answers]) -> list[str]:
+    """Name the backend that would run each op, a column per device.
+
+    Args:
+        answers: Op to what :func:`backend_lines` takes.
+    """
+    width = max(map(len, answers), default=0)
+    devices = list(next(iter(answers.values()), {}))
+    lines = [f"{'':<{width}}  " + "  ".join(f"{device:<10}" for device in devices).rstrip()]
+    for op, chosen in _chosen_by_op(answers).items():
+        cells = "  ".join(f"{chosen[device] or '-':<10}" for device in devices)
+        lines.append(f"{op:<{width}}  {cells.rstrip()}")
+    return lines
+
+
+def reason_lines(answers: Mapping[str, Answers]) -> list[str]:
+    """Say once per reason which backend it keeps from running where, and for which ops."""
+    ops_by_reason: dict[tuple[str, str, str], list[str]] = {}
+    for op, devices in answers.items():
+        for device, backends in devices.items():
+            for name, reason in backends.items():
+                if reason is not None:
+                    ops_by_reason.setdefault((device, name, reason), []).append(op)
+    return [
+        f"{device}, {name}: {reason}" + ("" if len(ops) == len(answers) else f" ({', '.join(ops)})")
+        for (device, name, reason), ops in ops_by_reason.items()
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpsList(CommonFlags):
     """Name the ops and the backend that each would use here."""
@@ -44,15 +73,10 @@ class OpsList(CommonFlags):
         from patchword.ops import explain_environment
 
         answers: dict[str, Answers] = explain_environment()["ops"]
-        chosen = {op: _chosen(devices) for op, devices in answers.items()}
+        chosen = _chosen_by_op(answers)
         if self.jsonl:
             common.print_line(common.json_line(chosen))
-        width = max(map(len, chosen), default=0)
-        lines = [
-            f"{op:<{width}}  " + "  ".join(f"{device}: {name}" for device, name in devices.items())
-            for op, devices in chosen.items()
-        ]
-        return Outcome({"ops": chosen}, "\n".join(lines))
+        return Outcome({"ops": chosen}, "\n".join(table_lines(answers)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +103,12 @@ class OpsExplain(CommonFlags):
         return Outcome(result, "\n".join(backend_lines(self.op, answers[self.op])))
 
 
-def _chosen(devices: Answers) -> dict[str, str | None]:
+def _chosen_by_op(answers: Mapping[str, Answers]) -> dict[str, dict[str, str | None]]:
+    """First backend per op and device that does not refuse."""
     return {
-        device: next((name for name, reason in backends.items() if reason is None), None)
-        for device, backends in devices.items()
+        op: {
+            device: next((name for name, reason in backends.items() if reason is None), None)
+            for device, backends in devices.items()
+        }
+        for op, devices in answers.items()
     }

@@ -40,6 +40,14 @@ class ImageItem:
         return (status.st_size, status.st_mtime_ns)
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path leads to a folder; one that cannot even be looked up does not."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def list_images(
     folder: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
@@ -54,12 +62,11 @@ def list_images(
         exclude: A folder to leave out, for instance the one that results go to.
 
     Raises:
-        DatasetError: ``folder`` is missing, is no folder, or it or a sub-folder cannot be read.
+        DatasetError: ``folder`` is no folder, or it or a sub-folder cannot be read.
     """
     top = Path(folder)
-    if not top.is_dir():
-        what = "is not a folder" if top.exists() else "does not exist"
-        raise DatasetError(f"list_images: {printable(top)} {what}.", path=top)
+    if not is_folder(top):
+        raise DatasetError(f"list_images: {printable(top)} is not a folder.", path=top)
     return _walk(top, None if exclude is None else Path(exclude).resolve())
 
 

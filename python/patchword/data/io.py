@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
 
 def _read_file(path: Path, max_pixels: int) -> NDArray[np.uint8]:
     name = printable(path)
-    if path.is_dir():
-        raise DatasetError(f"read_image: {name}: this is a folder, not a picture.", path=path)
+    size_bytes = _regular_size(path)
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes == 0:
-            raise DatasetError(f"read_image: {name}: the file is empty (0 bytes).", path=path)
         with Image.open(path) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -100,8 +97,6 @@ def _read_file(path: Path, max_pixels: int) -> NDArray[np.uint8]:
             return _upright_rgb(image)
     except DatasetError:
         raise
-    except FileNotFoundError as error:
-        raise DatasetError(f"read_image: {name}: there is no such file.", path=path) from error
     except PermissionError as error:
         raise DatasetError(f"read_image: {name}: permission denied.", path=path) from error
     except UnidentifiedImageError as error:
@@ -119,6 +114,27 @@ def _read_file(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         raise DatasetError(
             f"read_image: {name}: damaged or truncated picture ({reason}).", path=path
         ) from error
+
+
+def _regular_size(path: Path) -> int:
+    """Size in bytes of a regular, non-empty file; reading a pipe or device could wait forever."""
+    name = printable(path)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DatasetError(f"read_image: {name}: there is no such file.", path=path) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DatasetError(
+            f"read_image: {name[:200]}: cannot be opened ({reason}).", path=path
+        ) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DatasetError(f"read_image: {name}: this is a folder, not a picture.", path=path)
+    if not stat.S_ISREG(status.st_mode):
+        raise DatasetError(f"read_image: {name}: this is no regular file.", path=path)
+    if status.st_size == 0:
+        raise DatasetError(f"read_image: {name}: the file is empty (0 bytes).", path=path)
+    return status.st_size
 
 
 def _too_large(path: Path, pixels: int, max_pixels: int) -> DatasetError:

@@ -31,8 +31,12 @@ MAX_TEXT_CHARS = 1000
 class LocatesPhrases(Protocol):
     """What a folder run needs of a Localizer."""
 
-    def locate(self, image: NDArray[np.uint8], texts: Sequence[str]) -> LocateResult:
-        """Locate phrases in one picture."""
+    def encode_texts(self, texts: Sequence[str]) -> Any:
+        """Prepare phrases for use with many pictures."""
+        ...
+
+    def locate(self, image: NDArray[np.uint8], texts: Any) -> LocateResult:
+        """Locate prepared phrases in one picture."""
         ...
 
 
@@ -96,11 +100,14 @@ def locate_folder(
         open_output(output, settings, inputs=(folder,), overwrite=overwrite),
         Journal(output / JOURNAL_FILE) as journal,
     ):
+        phrases = localizer.encode_texts(texts)
 
         def work(item: ImageItem, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-            result = localizer.locate(pixels, texts)
+            result = localizer.locate(pixels, phrases)
             target = f"items/{item.key}"
-            save_locate(result, output / target, extra={"input": item.key}, thumbnail=True)
+            save_locate(
+                result, output / target, extra={"input": item.key}, thumbnail=True, footer=item.key
+            )
             summary = locate_summary(result)
             return {"output": target, "size": summary["size"], "phrases": summary["phrases"]}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchword import viz
+from patchword import __version__, viz
 from patchword.inference.atomic import write_image, write_json
 from patchword.inference.naming import slug
 from patchword.viz.canvas import fit
@@ -44,6 +44,7 @@ def save_match(
     *,
     extra: Mapping[str, Any] | None = None,
     thumbnail: bool = False,
+    footer: str = "",
 ) -> dict[str, Path]:
     """Write ``mask0.png``, ``mask1.png`` (8 bit, 255 is 1), ``overlay.png`` and ``result.json``.
 
@@ -55,6 +56,7 @@ def save_match(
         folder: Made if needed; files of the same names are replaced.
         extra: Fields to add to ``result.json``.
         thumbnail: Also write ``thumb.jpg``, the overlay made small for a page.
+        footer: Words for the small line under the overlay, before patchword's version.
 
     Returns:
         Paths by ``mask0``, ``mask1``, ``overlay`` and ``result``.
@@ -66,7 +68,7 @@ def save_match(
     written = {
         "mask0": write_image(out / "mask0.png", viz.heatmap_pixels(result.mask0)),
         "mask1": write_image(out / "mask1.png", viz.heatmap_pixels(result.mask1)),
-        **_write_overlay(out, viz.match_overlay(result), thumbnail),
+        **_write_overlay(out, viz.match_overlay(result, footer=_signed(footer)), thumbnail),
     }
     names = {name: path.name for name, path in written.items()}
     record = {**(extra or {}), **match_summary(result), "files": names}
@@ -97,6 +99,7 @@ def save_locate(
     *,
     extra: Mapping[str, Any] | None = None,
     thumbnail: bool = False,
+    footer: str = "",
 ) -> dict[str, Path]:
     """Write a heat map per phrase, ``labels.png``, ``overlay.png`` and ``result.json``.
 
@@ -110,6 +113,7 @@ def save_locate(
         folder: Made if needed; files of the same names are replaced.
         extra: Fields to add to ``result.json``.
         thumbnail: Also write ``thumb.jpg``, the overlay made small for a page.
+        footer: Words for the small line under the overlay, before patchword's version.
 
     Returns:
         Paths by ``heatmap_0`` ..., ``labels``, ``overlay`` and ``result``.
@@ -125,11 +129,15 @@ def save_locate(
         pixels = viz.heatmap_pixels(result.heatmaps[k])
         written[f"heatmap_{k}"] = write_image(path, pixels, palette=heat_palette)
     written["labels"] = _write_labels(out / "labels.png", result)
-    written |= _write_overlay(out, viz.locate_overlay(result), thumbnail)
+    written |= _write_overlay(out, viz.locate_overlay(result, footer=_signed(footer)), thumbnail)
     names = {name: path.name for name, path in written.items()}
     record = {**(extra or {}), **locate_summary(result), "files": names}
     written["result"] = write_json(out / "result.json", record)
     return written
+
+
+def _signed(footer: str) -> str:
+    return ", ".join(filter(None, (footer, f"patchword {__version__}")))
 
 
 def _write_overlay(out: Path, picture: NDArray[np.uint8], thumbnail: bool) -> dict[str, Path]:

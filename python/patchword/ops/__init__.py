@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops: functions of tensors, each with a compiled, a plain-torch and sometimes a Triton form."""
+"""The ops: functions of tensors, each compiled, in plain torch, and in Triton where it pays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.correspondence import (
+    CycleConsistency,
+    Matches,
+    NearestNeighbors,
+    cycle_consistency,
+    dual_softmax_matches,
+    match_logsumexp,
+    mutual_nearest_neighbors,
+    nearest_neighbors,
+)
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
@@ -15,11 +25,19 @@ from patchword.ops.sample_features import sample_features
 __all__ = [
     "OPS",
     "Backend",
+    "CycleConsistency",
+    "Matches",
+    "NearestNeighbors",
+    "PackedQueries",
+    "cycle_consistency",
+    "dual_softmax_matches",
     "explain",
     "explain_environment",
     "intersection_and_union",
     "mask_upsample",
-    "PackedQueries",
+    "match_logsumexp",
+    "mutual_nearest_neighbors",
+    "nearest_neighbors",
     "pack_queries",
     "patch_similarity",
     "sample_features",
@@ -29,6 +47,11 @@ __all__ = [
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "cycle_consistency": "correspondence",
+    "dual_softmax_matches": "correspondence",
+    "match_logsumexp": "correspondence",
+    "mutual_nearest_neighbors": "correspondence",
+    "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",

@@ -80,7 +80,9 @@ def choose(
     raise BackendError(f"{op}: no backend can run these inputs.")
 
 
-def reasons(refusals: Mapping[Backend, Refusal], *args: Any, **options: Any) -> dict[str, str | None]:
+def reasons(
+    refusals: Mapping[Backend, Refusal], *args: Any, **options: Any
+) -> dict[str, str | None]:
     """Every backend's refusal for these inputs; None where it would run."""
     return {
         name: refusals[name](*args, **options) if name in refusals else "there is no such version"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this installation can run: versions, devices, and per op which backend and why not others."""
+"""What this installation can run: versions, devices, and per op each backend's answer."""
 
 from __future__ import annotations
 
@@ -92,8 +92,6 @@ def explain_environment(ops: dict[str, str]) -> dict[str, Any]:
             "best_cpu_level": native.best_cpu_level() if native is not None else None,
         },
         "threads": torch.get_num_threads(),
-        "cuda_devices": [
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        ],
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "ops": table,
     }

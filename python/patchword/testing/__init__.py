@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers for tests of ops, ours and those of people who build on them. Not imported by the library."""
+"""Helpers for tests of ops, ours and those of people who build on them."""
 
 from patchword.testing.contract import (
     Mode,

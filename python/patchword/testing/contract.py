@@ -33,7 +33,7 @@ def dot_tolerance(mode: Mode = "float32") -> float:
 
 
 def rounding(dtype: torch.dtype, values: Tensor) -> Tensor:
-    """Half a unit in the last place of ``dtype`` at ``values``, as float64; 0 for float32 and wider.
+    """Half a unit in the last place of ``dtype`` at ``values``, as float64; 0 from float32 on.
 
     Float32 rounding is part of every float32 tolerance and is not granted a second time.
     """
@@ -189,7 +189,12 @@ def _assert_frobenius(actual: Tensor, oracle: Tensor, tolerance: float, what: st
 
 
 def assert_gradient(
-    actual: Tensor, oracle: Tensor, what: str, *, tf32: bool = False, dtype: torch.dtype | None = None
+    actual: Tensor,
+    oracle: Tensor,
+    what: str,
+    *,
+    tf32: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Gradients: relative Frobenius error by the dtype of the inputs (that of ``actual``)."""
     tolerance = 3e-3 if tf32 else _GRADIENT[dtype if dtype is not None else actual.dtype]
@@ -237,5 +242,5 @@ def assert_indices(index: Tensor, scores: Tensor, tau: Tensor | float, what: str
 
 
 def assert_labels(labels: Tensor, logits: Tensor, tau: Tensor | float, what: str) -> None:
-    """Label maps ``[B, H, W]`` against float64 logits ``[B, C, H, W]``: all misses are near-ties."""
+    """Label maps ``[B, H, W]`` against float64 logits ``[B, C, H, W]``: misses are near-ties."""
     assert_indices(labels, logits.movedim(1, -1), tau, what)

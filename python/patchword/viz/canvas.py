@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from patchword.viz.style import GREY, INK, PAPER, Color, font, footer_text, viridis
+from patchword.viz.style import GREY, INK, PAPER, Color, font, viridis
 
 MARGIN = 20
 TEXT_PX = 17
@@ -74,17 +74,9 @@ class Pen:
         self._image.paste(Image.fromarray(ramp), (round(right - width), round(y - 5)))
         self.text(right - width - 8, y, low, size=SMALL_PX, anchor="rm")
 
-    def footer(self) -> None:
-        """Write who made this in the lower right corner, small and grey."""
-        height, width, _ = self._canvas.shape
-        self.text(
-            width - MARGIN,
-            height - MARGIN / 2 - 2,
-            footer_text(),
-            size=SMALL_PX - 1,
-            color=GREY,
-            anchor="rm",
-        )
+    def footer(self, x: float, y: float, words: str) -> None:
+        """Write where a picture comes from, small and grey, its left centre at (x, y)."""
+        self.text(x, y, one_line(words, 110), size=SMALL_PX - 1, color=GREY)
 
     def done(self) -> None:
         """Put what was written onto the canvas."""

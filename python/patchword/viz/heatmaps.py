@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 
 from patchword.viz import canvas
 from patchword.viz.canvas import LINE_PX, MARGIN, SMALL_PX, TEXT_PX, Pen, one_line
-from patchword.viz.masks import overlay_labels, resize_image, resize_labels, resize_mask
-from patchword.viz.style import GREY, INK, font, footer_text, phrase_colors, viridis
+from patchword.viz.masks import (
+    overlay_labels,
+    present_labels,
+    resize_image,
+    resize_labels,
+    resize_mask,
+)
+from patchword.viz.style import FOOTER, GREY, INK, font, phrase_colors, viridis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,11 +38,15 @@ def heatmap_pixels(heatmap: NDArray[np.floating]) -> NDArray[np.uint8]:
     return pixels
 
 
-def locate_overlay(result: LocateResult) -> NDArray[np.uint8]:
+def locate_overlay(result: LocateResult, *, footer: str = FOOTER) -> NDArray[np.uint8]:
     """Draw the picture with labelled regions, a legend with scores, and a strip of heat maps.
 
     The strip holds the best eight phrases over one shared range; the legend lists phrases by
     score, those beyond 24 as a count.
+
+    Args:
+        result: What to draw.
+        footer: Small grey line: which picture, which network.
 
     Returns:
         uint8 RGB.
@@ -72,13 +82,13 @@ def locate_overlay(result: LocateResult) -> NDArray[np.uint8]:
         for tile, k in row:
             pen.text(left, line, _fitted(result.texts[k], tile.shape[1]), size=SMALL_PX)
             left += tile.shape[1] + 10
-    pen.text(MARGIN, height - 13, footer_text(), size=SMALL_PX - 1, color=GREY)
+    pen.footer(MARGIN, height - 13, footer)
     pen.color_bar(width - MARGIN, height - 13, 120, "response 0", "1")
     pen.done()
     return picture
 
 
-def locate_figure(result: LocateResult) -> Figure:
+def locate_figure(result: LocateResult, *, footer: str = FOOTER) -> Figure:
     """Draw labels with a legend and one heat map per phrase (at most eight) in matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -115,7 +125,7 @@ def locate_figure(result: LocateResult) -> Figure:
     if shown:
         mappable = ScalarMappable(Normalize(0, 1), "viridis")
         figure.colorbar(mappable, ax=list(axes[1:]), shrink=0.7).set_label("response")
-    figure.text(0.995, 0.005, footer_text(), ha="right", va="bottom", size=6, color="0.55")
+    figure.text(0.995, 0.005, footer, ha="right", va="bottom", size=6, color="0.55")
     return figure
 
 
@@ -164,7 +174,7 @@ def _legend(
     edges: tuple[int, int],
 ) -> None:
     left, right = edges
-    present = set(np.unique(result.labels).tolist())
+    present = set(present_labels(result.labels))
     line = MARGIN + 10
     pen.text(left, line, "phrase", size=SMALL_PX, color=GREY)
     pen.text(right, line, "score", size=SMALL_PX, color=GREY, anchor="rm")
@@ -172,10 +182,12 @@ def _legend(
         line += LINE_PX
         red, green, blue = (int(c) for c in colors[k])
         pen.swatch(left, line, (red, green, blue))
-        # Grey words: the phrase won no pixel.
         ink = INK if k in present else GREY
         pen.text(left + 24, line, one_line(result.texts[k], 40), color=ink)
         pen.text(right, line, f"{result.scores[k]:.2f}", anchor="rm", color=ink)
+    notes = []
     if len(order) > _MAX_LEGEND:
-        line += LINE_PX
-        pen.text(left, line, f"and {len(order) - _MAX_LEGEND} more", size=SMALL_PX, color=GREY)
+        notes.append(f"and {len(order) - _MAX_LEGEND} more")
+    if not present.issuperset(order):
+        notes.append("grey: not found")
+    pen.text(left, line + LINE_PX, ", ".join(notes), size=SMALL_PX, color=GREY)

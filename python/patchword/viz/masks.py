@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from patchword.viz.style import Color
+from patchword.viz.style import SHARED, Color
 
 ALPHA = 0.5
 CONTOUR_LEVEL = 0.5
 _CONTOUR_PX = 2
-_FADE = 0.6
+_FADE = 0.75
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -44,13 +44,15 @@ def overlay_mask(
 ) -> NDArray[np.uint8]:
     """Tint ``image`` ``[H, W, 3]`` by ``ALPHA * mask`` and trace where the mask crosses one half.
 
-    ``quiet`` fades the picture's own colours, so that a region shows on ground of its colour.
+    ``quiet`` fades the colours outside, so that a region shows on ground of its own colour.
     """
+    soft = np.clip(np.nan_to_num(mask), 0, 1)[..., None].astype(np.float32)
+    ground = image.astype(np.float32)
     if quiet:
-        grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-        image = np.rint(image + (grey - image) * np.float32(_FADE)).astype(np.uint8)
-    weight = np.clip(np.nan_to_num(mask), 0, 1)[..., None].astype(np.float32) * np.float32(ALPHA)
-    tinted = image * (1 - weight) + np.asarray(color, dtype=np.float32) * weight
+        grey = 0.8 * ground.mean(axis=2, keepdims=True) + 0.2 * 255
+        ground += (grey - ground) * np.float32(_FADE) * (1 - soft)
+    weight = soft * np.float32(ALPHA)
+    tinted = ground * (1 - weight) + np.asarray(color, dtype=np.float32) * weight
     out: NDArray[np.uint8] = np.rint(tinted).astype(np.uint8)
     _trace(out, np.asarray(mask) >= CONTOUR_LEVEL, color)
     return out
@@ -60,15 +62,33 @@ def overlay_labels(
     image: NDArray[np.uint8], labels: NDArray[np.int64], colors: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Tint each labelled region (label ``k >= 0``) with ``colors[k]`` and trace its border."""
-    out = image.copy()
-    present = [int(k) for k in np.unique(labels) if k >= 0]
-    for k in present:
-        region = labels == k
-        out[region] = np.rint(image[region] * (1 - ALPHA) + colors[k] * np.float32(ALPHA))
-    for k in present:
+    weight = np.where(labels >= 0, np.float32(ALPHA), np.float32(0))[..., None]
+    table = np.vstack([colors, np.zeros((1, 3), np.uint8)])
+    # Label -1 reads the last row, whose weight is 0.
+    tinted = image * (1 - weight) + table[labels] * weight
+    out: NDArray[np.uint8] = np.rint(tinted).astype(np.uint8)
+    for k in present_labels(labels):
         red, green, blue = (int(c) for c in colors[k])
         _trace(out, labels == k, (red, green, blue))
     return out
+
+
+def outline_box(
+    image: NDArray[np.uint8], box: tuple[float, float, float, float]
+) -> NDArray[np.uint8]:
+    """Draw the border of a box ``x0 y0 x1 y1`` in pixels on a copy of ``image``."""
+    region = np.zeros(image.shape[:2], dtype=np.bool_)
+    x0, y0, x1, y1 = (round(value) for value in box)
+    region[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+    out = image.copy()
+    _trace(out, region, SHARED)
+    return out
+
+
+def present_labels(labels: NDArray[np.int64]) -> list[int]:
+    """List the labels ``k >= 0`` that occur."""
+    found: list[int] = np.flatnonzero(np.bincount(labels.ravel() + 1)[1:]).tolist()
+    return found
 
 
 def _trace(image: NDArray[np.uint8], region: NDArray[np.bool_], color: Color) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchword.viz import canvas
 from patchword.viz.canvas import MARGIN, Pen
 from patchword.viz.masks import overlay_mask, resize_image, resize_mask
-from patchword.viz.style import GREY, SHARED, footer_text, viridis
+from patchword.viz.style import FOOTER, SHARED, viridis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 
 _PANEL_BOX = (560, 760)
 _CAPTION_PX = 66
-_MAX_LINES = 40
-# Lines closer to a better one than this share of the picture's diagonal only hide it.
-_MIN_SPACING = 0.035
+_MAX_LINES = 32
+# Lines that start closer to a better one than this share of the picture's diagonal only hide it.
+_MIN_SPACING = 0.025
 _BLANK = 225
 _SUBPIXEL_BITS = 4
 
 
-def match_overlay(result: MatchResult, *, max_lines: int = _MAX_LINES) -> NDArray[np.uint8]:
+def match_overlay(
+    result: MatchResult, *, max_lines: int = _MAX_LINES, footer: str = FOOTER
+) -> NDArray[np.uint8]:
     """Draw both pictures, their shared regions, the best correspondences and a caption.
 
     Args:
         result: What to draw; a picture that it does not hold is drawn as a grey panel.
         max_lines: Most correspondences drawn; well spread ones are preferred.
+        footer: Small grey line: which pictures, which network.
 
     Returns:
         uint8 RGB, about 1600 pixels wide at most.
@@ -50,7 +53,7 @@ def match_overlay(result: MatchResult, *, max_lines: int = _MAX_LINES) -> NDArra
         result.matches[chosen, 2 * side : 2 * side + 2] * scales[side] + (lefts[side], tops[side])
         for side in (0, 1)
     ]
-    low, high = _score_range(result.match_scores)
+    low, high = _score_range(result.match_scores[chosen])
     colors = viridis((result.match_scores[chosen] - low) / (high - low))
     _draw_lines(picture, ends[0], ends[1], colors)
 
@@ -61,12 +64,12 @@ def match_overlay(result: MatchResult, *, max_lines: int = _MAX_LINES) -> NDArra
     pen.text(x + 46, line, _caption(result, len(chosen)))
     if len(chosen):
         pen.color_bar(width - MARGIN, line + 22, 120, f"match {low:.2f}", f"{high:.2f}")
-    pen.text(MARGIN, line + 22, footer_text(), size=canvas.SMALL_PX - 1, color=GREY)
+    pen.footer(MARGIN, line + 22, footer)
     pen.done()
     return picture
 
 
-def match_figure(result: MatchResult) -> Figure:
+def match_figure(result: MatchResult, *, footer: str = FOOTER) -> Figure:
     """Draw the same as a matplotlib figure, lines as vectors, for a paper or a notebook."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -83,7 +86,7 @@ def match_figure(result: MatchResult) -> Figure:
         ax.imshow(overlay_mask(image, mask, SHARED, quiet=True), extent=(0, width, height, 0))
         ax.set_axis_off()
     chosen = spread_matches(result, _MAX_LINES)
-    low, high = _score_range(result.match_scores)
+    low, high = _score_range(result.match_scores[chosen])
     norm = Normalize(low, high)
     for (x0, y0, x1, y1), score in zip(
         result.matches[chosen], result.match_scores[chosen], strict=True
@@ -99,7 +102,7 @@ def match_figure(result: MatchResult) -> Figure:
         bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=list(axes), shrink=0.6, pad=0.01)
         bar.set_label("match score")
     figure.suptitle(f"matching score {result.score:.2f}: {_caption(result, len(chosen))}", size=11)
-    figure.text(0.995, 0.005, footer_text(), ha="right", va="bottom", size=6, color="0.55")
+    figure.text(0.995, 0.005, footer, ha="right", va="bottom", size=6, color="0.55")
     return figure
 
 
@@ -108,8 +111,11 @@ def spread_matches(result: MatchResult, limit: int) -> NDArray[np.int64]:
     order = np.argsort(-result.match_scores, kind="stable")
     if not len(order):
         return order
-    spacing = _MIN_SPACING * float(np.hypot(*result.mask0.shape))
     starts = result.matches[:, :2]
+    # Just wide enough that the lines cover the whole region that has matches.
+    covered = float(np.prod(np.ptp(starts, axis=0)))
+    least = _MIN_SPACING * float(np.hypot(*result.mask0.shape))
+    spacing = max(least, 0.8 * float(np.sqrt(covered / limit)))
     kept: list[int] = []
     for index in order:
         if not kept or np.hypot(*(starts[kept] - starts[index]).T).min() >= spacing:

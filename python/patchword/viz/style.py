@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
-from patchword import __version__
-
 Color = tuple[int, int, int]
 
 INK: Color = (34, 34, 34)
 GREY: Color = (140, 140, 140)
+FOOTER = "patchword"
 PAPER: Color = (255, 255, 255)
 # The one region that two pictures share.
 SHARED: Color = (213, 94, 0)
@@ -102,8 +101,3 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
         raise ModuleNotFoundError("font: matplotlib must be installed, it carries the typeface.")
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
-
-
-def footer_text() -> str:
-    """Give the line in small grey type under every picture."""
-    return f"patchword {__version__}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchword.errors import OptionError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
-from patchword.ops.mask_upsample import checks, native, reference
+from patchword.ops.mask_upsample import checks, native, reference, triton_kernels
 from patchword.ops.mask_upsample.confusion import intersection_and_union, upsampled_confusion
 
 __all__ = ["intersection_and_union", "mask_upsample", "refusals", "upsampled_confusion"]
@@ -22,11 +22,21 @@ TensorOutput = Literal[
 _OUTPUTS = (*get_args(TensorOutput), "labels_confidence")
 
 
-def _always(logits: Tensor) -> None:
+def _always(logits: Tensor, output: str = "labels") -> None:
     return None
 
 
-refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
+refusals: dict[Backend, _backends.Refusal] = {
+    "native": native.refuse,
+    "triton": triton_kernels.refuse,
+    "reference": _always,
+}
+
+_LABELS = {
+    "native": native.labels,
+    "triton": triton_kernels.labels,
+    "reference": reference.labels,
+}
 
 
 @overload
@@ -148,12 +158,12 @@ def mask_upsample(
     scale = checks.check_temperature("mask_upsample", temperature)
     if output == "probabilities":
         output = "sigmoid" if logits.shape[1] == 1 else "softmax"
-    chosen = _backends.choose("mask_upsample", refusals, backend, logits)
+    chosen = _backends.choose("mask_upsample", refusals, backend, logits, output)
     if output in ("labels", "labels_confidence"):
         ignore = checks.check_labels("mask_upsample", label_dtype, ignore_index, logits.shape[1])
-        room = native if chosen == "native" else reference
         if output == "labels":
-            return room.labels(
+            decide = _LABELS[chosen]
+            return decide(
                 logits.detach() if logits.requires_grad else logits,
                 size,
                 mode=mode,
@@ -163,7 +173,8 @@ def mask_upsample(
                 class_mask=class_mask,
                 region=region,
             )
-        return room.labels_confidence(
+        both = native.labels_confidence if chosen == "native" else reference.labels_confidence
+        return both(
             logits,
             size,
             mode=mode,
@@ -175,8 +186,8 @@ def mask_upsample(
             scale=scale,
         )
     checks.check_threshold("mask_upsample", threshold, logits)
-    room = native if chosen == "native" else reference
-    return room.maps(
+    run = native.maps if chosen == "native" else reference.maps
+    return run(
         logits,
         size,
         mode=mode,

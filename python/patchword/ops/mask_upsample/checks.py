@@ -111,7 +111,7 @@ def check_labels(
     limits = torch.iinfo(label_dtype)
     if ignore_index is None:
         ignore_index = -1 if limits.min < 0 else limits.max
-    for name, value in (("class", channels - 1), ("ignore_index", ignore_index)):
+    for name, value in (("class", max(channels - 1, 0)), ("ignore_index", ignore_index)):
         if not limits.min <= value <= limits.max:
             raise OptionError(
                 f"{function}: label_dtype must hold {name} {value}, got {label_dtype}."

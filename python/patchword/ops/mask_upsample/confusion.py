@@ -67,7 +67,7 @@ def upsampled_confusion(
     logits = logits.detach() if logits.requires_grad else logits
     chosen = _backends.choose(name, _refusals, backend, logits)
     room = native if chosen == "native" else reference
-    return room.confusion(
+    counts: Tensor = room.confusion(
         logits,
         target,
         mode=mode,
@@ -76,6 +76,7 @@ def upsampled_confusion(
         class_mask=class_mask,
         region=region,
     )
+    return counts
 
 
 def intersection_and_union(confusion: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 from patchword.ops.mask_upsample import reference
 
 # The same numbers as in kernels/mask_upsample/mask_upsample.h.
@@ -29,7 +29,7 @@ LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _LABEL_OF_TAG = {DTYPE_TAGS[dtype]: dtype for dtype in LABEL_DTYPES}
 
 
-def refuse(logits: Tensor) -> str | None:
+def refuse(logits: Tensor, output: str = "labels") -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
     return _library.refuse_device(logits) or _library.refuse_dtype(logits)
 
@@ -67,6 +67,8 @@ def _run(
     scratch = None
     if device == _library.CPU:
         scratch = torch.empty(C.mask_upsample_workspace(threads, tags, sizes), dtype=torch.uint8)
+    elif output == OUTPUTS["minmax"]:  # the range of every map
+        scratch = logits.new_empty((2, logits.shape[0], logits.shape[1]), dtype=torch.int32)
     if class_mask is not None:
         class_mask = class_mask.contiguous()
     if region is not None:
@@ -273,9 +275,7 @@ def _confusion(
     class_mask: Tensor | None,
     region: Tensor | None,
 ) -> Tensor:
-    out = _confusion_fake(
-        logits, target, mode, align_corners, ignore_index, class_mask, region
-    )
+    out = _confusion_fake(logits, target, mode, align_corners, ignore_index, class_mask, region)
     _run(
         OUTPUTS["confusion"],
         logits,
@@ -312,9 +312,7 @@ _confusion_op = _library.register(
 )
 
 
-def _backward(
-    grad: Tensor, height: int, width: int, mode: int, align_corners: bool
-) -> Tensor:
+def _backward(grad: Tensor, height: int, width: int, mode: int, align_corners: bool) -> Tensor:
     grad = grad.contiguous()
     out = _backward_fake(grad, height, width, mode, align_corners)
     if out.numel() == 0:
@@ -341,9 +339,7 @@ def _backward(
     return out
 
 
-def _backward_fake(
-    grad: Tensor, height: int, width: int, mode: int, align_corners: bool
-) -> Tensor:
+def _backward_fake(grad: Tensor, height: int, width: int, mode: int, align_corners: bool) -> Tensor:
     return grad.new_empty((grad.shape[0], grad.shape[1], height, width))
 
 
@@ -495,7 +491,5 @@ def confusion(
     """Same contract as :func:`reference.confusion`."""
     plain = _library.plain_eager(logits, target, class_mask, region)
     run = _confusion if plain else _confusion_op
-    out: Tensor = run(
-        logits, target, MODES[mode], align_corners, ignore_index, class_mask, region
-    )
+    out: Tensor = run(logits, target, MODES[mode], align_corners, ignore_index, class_mask, region)
     return out

@@ -9,20 +9,38 @@ from torch import Tensor
 # The kinds of output that have the shape of the upsampled maps.
 MAP_OUTPUTS = ("logits", "sigmoid", "softmax", "minmax", "binary")
 
+# A map whose values spread less than this, relative to the largest, is constant up to rounding.
+CONSTANT_SPAN = 4e-6
 
-def upsample(
-    logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool
-) -> Tensor:
+
+def upsample(logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool) -> Tensor:
     """``[B, C, H, W]`` in float64 for float64 maps, else in float32."""
     batch, channels = logits.shape[:2]
     if batch * channels * size[0] * size[1] == 0:
         compute_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         return logits.new_zeros((batch, channels, *size), dtype=compute_dtype)
     compute = logits.double() if logits.dtype == torch.float64 else logits.float()
-    upsampled: Tensor = torch.nn.functional.interpolate(
-        compute, size=size, mode=mode, align_corners=align_corners
+    height, width = logits.shape[2:]
+    # An axis that keeps its size is copied: its neighbours must not come in with a weight of 0,
+    # which would spread NaN. Its cells become channels.
+    if (height, width) == size:
+        return compute
+    if width == size[1]:
+        folded = compute.permute(0, 1, 3, 2).reshape(batch, channels * width, height, 1)
+        out = _interpolate(folded, (size[0], 1), mode, align_corners)
+        return out.reshape(batch, channels, width, size[0]).transpose(2, 3).contiguous()
+    if height == size[0]:
+        folded = compute.reshape(batch, channels * height, 1, width)
+        out = _interpolate(folded, (1, size[1]), mode, align_corners)
+        return out.reshape(batch, channels, *size)
+    return _interpolate(compute, size, mode, align_corners)
+
+
+def _interpolate(values: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+    out: Tensor = torch.nn.functional.interpolate(
+        values, size=size, mode=mode, align_corners=align_corners
     )
-    return upsampled
+    return out
 
 
 def _per_class(values: Tensor | None, like: Tensor) -> Tensor | None:
@@ -41,9 +59,9 @@ def _minmax(values: Tensor, region: Tensor | None) -> Tensor:
     low = torch.where(counted, values, torch.inf).amin((2, 3), keepdim=True)
     high = torch.where(counted, values, -torch.inf).amax((2, 3), keepdim=True)
     span = high - low
-    positive = span > 0
-    scaled = (values - low) / torch.where(positive, span, 1.0)
-    return torch.where(positive | values.isnan(), scaled, 0.0)
+    varies = span > CONSTANT_SPAN * torch.maximum(low.abs(), high.abs())
+    scaled = (values - low) / torch.where(varies, span, 1.0)
+    return torch.where(varies | values.isnan(), scaled, 0.0)
 
 
 def finish_maps(
@@ -62,7 +80,9 @@ def finish_maps(
     """
     live = _per_class(class_mask, values)
     if output == "binary":
-        limit = _per_class(threshold.float(), values) if isinstance(threshold, Tensor) else threshold
+        limit = threshold
+        if isinstance(threshold, Tensor):
+            limit = threshold.float().expand(values.shape[:2])[:, :, None, None]
         out = values > limit
     elif output == "sigmoid":
         out = torch.sigmoid(values * scale)

@@ -23,6 +23,9 @@ def _always(features: Tensor, points: Tensor) -> None:
 refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
 
 
+_COORDINATES = ("pixel", "unit", "normalized")
+
+
 def _affine(
     coordinates: str, stride: float, align_corners: bool, width: int, height: int
 ) -> Affine:
@@ -88,18 +91,18 @@ def sample_features(
         >>> sample_features(map, torch.tensor([[[16.0, 16.0]]]), stride=16)
         tensor([[[1.5000]]])
     """
-    if features.ndim != 4:
+    shape, spots = features.shape, points.shape
+    if len(shape) != 4:
         raise ShapeError(
-            f"sample_features: features must have shape [B, C, h, w], got {list(features.shape)}.",
+            f"sample_features: features must have shape [B, C, h, w], got {list(shape)}.",
             "[B, C, h, w]",
-            tuple(features.shape),
+            tuple(shape),
         )
-    if points.ndim != 3 or points.shape[2] != 2 or points.shape[0] != features.shape[0]:
+    if len(spots) != 3 or spots[2] != 2 or spots[0] != shape[0]:
         raise ShapeError(
-            f"sample_features: points must have shape [{features.shape[0]}, M, 2], "
-            f"got {list(points.shape)}.",
-            (features.shape[0], "M", 2),
-            tuple(points.shape),
+            f"sample_features: points must have shape [{shape[0]}, M, 2], got {list(spots)}.",
+            (shape[0], "M", 2),
+            tuple(spots),
         )
     if not features.is_floating_point():
         raise DTypeError(f"sample_features: features must be floating point, got {features.dtype}.")
@@ -110,24 +113,23 @@ def sample_features(
             f"sample_features: points must be on {features.device} like features, "
             f"got {points.device}."
         )
-    if features.shape[2] * features.shape[3] == 0 and points.shape[1] > 0:
+    _, _, height, width = shape
+    if (height == 0 or width == 0) and spots[1] > 0:
         raise ShapeError("sample_features: features must have at least one cell, got none.")
-    if coordinates not in ("pixel", "unit", "normalized"):
+    if coordinates not in _COORDINATES:
         raise OptionError(
             f'sample_features: coordinates must be "pixel", "unit" or "normalized", '
             f"got {coordinates!r}."
         )
     if mode not in native.MODES:
-        raise OptionError(
-            f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.'
-        )
+        raise OptionError(f'sample_features: mode must be "bilinear" or "nearest", got {mode!r}.')
     if padding not in native.PADDINGS:
         raise OptionError(
             f'sample_features: padding must be "zeros", "border" or "reflection", got {padding!r}.'
         )
     if not stride > 0:
         raise OptionError(f"sample_features: stride must be positive, got {stride}.")
-    affine = _affine(coordinates, stride, align_corners, features.shape[3], features.shape[2])
+    affine = _affine(coordinates, stride, align_corners, width, height)
     chosen = _backends.choose("sample_features", refusals, backend, features, points)
     run = native.sample_features_native if chosen == "native" else sample_features_reference
     return run(

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import C, DTYPE_TAGS
+from patchword._library import DTYPE_TAGS, C
 from patchword.ops.sample_features.reference import NORM_EPSILON, Affine
 
 MODES = {"bilinear": 0, "nearest": 1}
@@ -21,8 +21,11 @@ _MAX_SIDE = 2**24
 
 def refuse(features: Tensor, points: Tensor) -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
-    if features.dtype not in DTYPE_TAGS or max(features.shape[2:]) > _MAX_SIDE:
-        return _library.refuse_dtype(features) or "a map has more than 2^24 cells along an axis"
+    _, _, height, width = features.shape
+    if height > _MAX_SIDE or width > _MAX_SIDE:
+        return "the map has more than 2^24 cells along an axis"
+    if features.is_cpu and features.dtype in _library.FLOAT_DTYPES:
+        return _library.missing_reason
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
@@ -36,9 +39,10 @@ def _forward(
     normalize: bool,
 ) -> Tensor:
     shape = features.shape
+    batch, channels, _, _ = shape
     count = points.shape[1]
-    out = features.new_empty((shape[0], count, shape[1]))
-    if out.numel() == 0:
+    out = features.new_empty((batch, count, channels))
+    if batch == 0 or count == 0 or channels == 0:
         return out
     if points.dtype is not torch.float32:
         points = points.float()
@@ -86,7 +90,7 @@ def _sorted_by_cell(
     features: Tensor,
     points: Tensor,
     stream: int,
-    affine: Affine,
+    affine: Affine | list[float],
     mode: int,
     padding: int,
     align_corners: bool,
@@ -101,7 +105,7 @@ def _sorted_by_cell(
         features.shape,
         points.shape[1],
         points.stride(),
-        affine,
+        tuple(affine),
         mode,
         padding,
         align_corners,
@@ -133,7 +137,7 @@ def _backward(
     order = starts = scratch = None
     if wants_features and device == _library.CUDA:
         order, starts = _sorted_by_cell(
-            features, points, stream, tuple(affine), mode, padding, align_corners
+            features, points, stream, affine, mode, padding, align_corners
         )
     size = 0
     while True:
@@ -207,7 +211,8 @@ def _through_norm(grad: Tensor, vectors: Tensor) -> Tensor:
     along = (grad.float() * unit).sum(-1, keepdim=True)
     # A shorter vector is divided by a constant: nothing to take away there.
     along = torch.where(length > NORM_EPSILON, along, 0.0)
-    return ((grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)).to(grad.dtype)
+    through: Tensor = (grad.float() - unit * along) / length.clamp_min(NORM_EPSILON)
+    return through.to(grad.dtype)
 
 
 class _SampleFeatures(torch.autograd.Function):
@@ -215,8 +220,7 @@ class _SampleFeatures(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, points: Tensor, *options: Any) -> Tensor:
         ctx.save_for_backward(features, points)
         ctx.options = options
-        out: Tensor = _forward_op(features, points, *options)
-        return out
+        return cast(Tensor, _forward_op(features, points, *options))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature maps read at points, in plain torch: the definition that the kernels are tested against."""
+"""Feature maps read at points, in plain torch: the definition that the kernels must meet."""
 
 from __future__ import annotations
 
@@ -35,10 +35,18 @@ def _pad(index: Tensor, size: int, padding: str, align_corners: bool) -> Tensor:
 
 
 def _axis(
-    coordinate: Tensor, scale: float, shift: float, size: int, mode: str, padding: str, corners: bool
+    coordinate: Tensor,
+    scale: float,
+    shift: float,
+    size: int,
+    mode: str,
+    padding: str,
+    corners: bool,
 ) -> tuple[Tensor, Tensor]:
     """First cell and the fraction of the way to the second."""
-    index = torch.where(coordinate.isnan(), -1.0, coordinate.nan_to_num(0.0, torch.inf, -torch.inf) * scale + shift)
+    index = torch.where(
+        coordinate.isnan(), -1.0, coordinate.nan_to_num(0.0, torch.inf, -torch.inf) * scale + shift
+    )
     index = _pad(index, size, padding, corners)
     if mode == "nearest":
         index = index.round()
