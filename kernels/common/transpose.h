@@ -112,7 +112,8 @@ PW_INLINE VecF pack_lanes(const typename Element::Storage* rows, int64_t row_str
   for (; d0 < depth; d0 += kLanes) {
     const int n = depth - d0 < kLanes ? static_cast<int>(depth - d0) : kLanes;
     for (int i = 0; i < kLanes; ++i) {
-      block[i] = i < count ? load_row<Element>(rows + i * row_stride, column_stride, d0, n) : VecF{};
+      block[i] =
+          i < count ? load_row<Element>(rows + i * row_stride, column_stride, d0, n) : VecF{};
     }
     transpose(block);
     for (int j = 0; j < n; ++j) {

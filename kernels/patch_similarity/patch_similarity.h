@@ -18,22 +18,23 @@ struct PatchSimilarityParams {
   const void* queries;  // [C, D] or [B, C, D], any strides, dtype `query_dtype`
   // CPU: what `pack` wrote for this level, or null. CUDA: null.
   const float* packed;
-  const float* scale;             // one value, or null for `scale_value`
-  const float* bias;              // [C], or null for `bias_value`
-  const uint8_t* class_mask;      // [C] or [B, C], 0 = excluded; null: none is
-  const int64_t* group_order;     // [C]: prompts sorted by class, ascending within one; null: no groups
-  const int64_t* group_offsets;   // [G + 1] into group_order
-  void* logits;                   // [B, G, N], or [B, N, G] when channels_last; dtype `dtype`
-  void* softmax;                  // as logits
-  void* sigmoid;                  // as logits
-  float* topk_values;             // [B, N, k], descending
-  int64_t* topk_indices;          // [B, N, k]; -1 where fewer than k classes take part
-  int64_t* argmax;                // [B, N]; -1: nothing takes part, or the background wins
-  float* confidence;              // [B, N], probability of the winner; goes with argmax
-  float* logsumexp;               // [B, N]
-  float* minimum;                 // [B, G] over the patches; goes with maximum
-  float* maximum;                 // [B, G]
-  void* workspace;                // as many bytes as the size function says, 64-byte aligned
+  const float* scale;         // one value, or null for `scale_value`
+  const float* bias;          // [C], or null for `bias_value`
+  const uint8_t* class_mask;  // [C] or [B, C], 0 = excluded; null: none is
+  const int64_t*
+      group_order;  // [C]: prompts sorted by class, ascending within one; null: no groups
+  const int64_t* group_offsets;  // [G + 1] into group_order
+  void* logits;                  // [B, G, N], or [B, N, G] when channels_last; dtype `dtype`
+  void* softmax;                 // as logits
+  void* sigmoid;                 // as logits
+  float* topk_values;            // [B, N, k], descending
+  int64_t* topk_indices;         // [B, N, k]; -1 where fewer than k classes take part
+  int64_t* argmax;               // [B, N]; -1: nothing takes part, or the background wins
+  float* confidence;             // [B, N], probability of the winner; goes with argmax
+  float* logsumexp;              // [B, N]
+  float* minimum;                // [B, G] over the patches; goes with maximum
+  float* maximum;                // [B, G]
+  void* workspace;               // as many bytes as the size function says, 64-byte aligned
   DType dtype, query_dtype;
   int32_t cosine, shared_queries, group_mean, channels_last, top_k, has_background;
   float scale_value, bias_value, background, eps;

@@ -25,7 +25,9 @@ bool in_pairs(const PatchSimilarityParams& p) {
          p.patches_stride[2] == 1;
 }
 // Depth of the packed panels in 32-bit words.
-int64_t packed_depth(const PatchSimilarityParams& p) { return in_pairs(p) ? (p.dim + 1) / 2 : p.dim; }
+int64_t packed_depth(const PatchSimilarityParams& p) {
+  return in_pairs(p) ? (p.dim + 1) / 2 : p.dim;
+}
 int64_t query_batches(const PatchSimilarityParams& p) { return p.shared_queries ? 1 : p.batch; }
 int64_t packed_batch(const PatchSimilarityParams& p) {
   return aligned(p.num_queries) + aligned(p.num_queries * packed_depth(p));
@@ -60,8 +62,9 @@ Status pack(const PatchSimilarityParams& p, float* packed, int threads) {
   const Panels panels(p.num_queries);
   const int64_t depth = packed_depth(p);
   const bool pairs = in_pairs(p);
-  const int useful = useful_threads(threads, query_batches(p) * panels.count,
-                                    0.3 * static_cast<double>(query_batches(p) * p.num_queries * p.dim));
+  const int useful =
+      useful_threads(threads, query_batches(p) * panels.count,
+                     0.3 * static_cast<double>(query_batches(p) * p.num_queries * p.dim));
   parallel_for(useful, query_batches(p) * panels.count, [&](int64_t begin, int64_t end, int) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / panels.count;
@@ -73,8 +76,12 @@ Status pack(const PatchSimilarityParams& p, float* packed, int threads) {
         const int64_t c = panels.start(index) + i;
         float factor = 0.0f;
         switch (p.query_dtype) {
-          case DType::kFloat16: factor = pack_query_as<Float16>(p, b, c, height, pairs, panel + i); break;
-          case DType::kBFloat16: factor = pack_query_as<BFloat16>(p, b, c, height, pairs, panel + i); break;
+          case DType::kFloat16:
+            factor = pack_query_as<Float16>(p, b, c, height, pairs, panel + i);
+            break;
+          case DType::kBFloat16:
+            factor = pack_query_as<BFloat16>(p, b, c, height, pairs, panel + i);
+            break;
           default: factor = pack_query_as<Float32>(p, b, c, height, pairs, panel + i); break;
         }
         factors[c] = factor;
@@ -85,8 +92,8 @@ Status pack(const PatchSimilarityParams& p, float* packed, int threads) {
 }
 
 // Prompts to classes: z[C] into classes[G], and which classes take part.
-void reduce_groups(const PatchSimilarityParams& p, const uint8_t* mask, const float* z,
-                   int vectors, float* classes, uint8_t* take_part) {
+void reduce_groups(const PatchSimilarityParams& p, const uint8_t* mask, const float* z, int vectors,
+                   float* classes, uint8_t* take_part) {
   for (int64_t g = 0; g < p.num_classes; ++g) {
     for (int v = 0; v < vectors; ++v) {
       // A NaN start loses to every number and stays when there is none.
@@ -154,8 +161,8 @@ void run_panel(const PatchSimilarityParams& p, const float* packed, int64_t b, i
   const int64_t depth = packed_depth(p);
   const int64_t rest = p.num_patches - first;
   const int vectors = rest > kLanes ? kTileVectors : 1;
-  const T* rows = static_cast<const T*>(p.patches) + b * p.patches_stride[0] +
-                  first * p.patches_stride[1];
+  const T* rows =
+      static_cast<const T*>(p.patches) + b * p.patches_stride[0] + first * p.patches_stride[1];
   const float* factors = packed + (p.shared_queries ? 0 : b) * packed_batch(p);
   const float* panels = factors + aligned(p.num_queries);
   const auto multiply_slice = [&](int64_t d0, int64_t slice) {
@@ -186,8 +193,9 @@ void run_panel(const PatchSimilarityParams& p, const float* packed, int64_t b, i
     lane_factor[v] = splat(1.0f);
     if (!p.cosine) continue;
     float* lanes = s.panel + v * kLanes;
-    lane_factor[v] = pairs ? lane_factors<true>(squares[v], lanes, depth, counts[v], p.eps, &rescued)
-                           : lane_factors<false>(squares[v], lanes, depth, counts[v], p.eps, &rescued);
+    lane_factor[v] =
+        pairs ? lane_factors<true>(squares[v], lanes, depth, counts[v], p.eps, &rescued)
+              : lane_factors<false>(squares[v], lanes, depth, counts[v], p.eps, &rescued);
   }
   // Lanes have been scaled, so their products change too.
   for (int64_t d0 = 0; rescued && d0 < depth; d0 += kDepthBlock) {
@@ -252,7 +260,8 @@ Status forward_as(const PatchSimilarityParams& p, int threads) {
   }
   const int64_t per_batch = panel_count(p.num_patches, kTileCols);
   // Measured: about 20 ps per product and 0.3 ns per patch element for packing.
-  const double patch_elements = static_cast<double>(p.batch * p.num_patches) * static_cast<double>(p.dim);
+  const double patch_elements =
+      static_cast<double>(p.batch * p.num_patches) * static_cast<double>(p.dim);
   const double cost = patch_elements * (0.3 + 0.02 * static_cast<double>(p.num_queries));
   const int useful = useful_threads(threads, p.batch * per_batch, cost);
   parallel_for(useful, p.batch * per_batch, [&](int64_t begin, int64_t end, int thread) {

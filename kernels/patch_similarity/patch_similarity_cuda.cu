@@ -185,7 +185,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) similarity_kernel(PatchSimilarityParam
         write_map<T>(t, p.softmax, p.channels_last != 0, p.num_patches, [&](int r, int c) {
           const float maximum = state.maximum[r];
           const float e = simt::fast_exp2((t.at(r, c) - shift_of(maximum)) * kLog2E);
-          const float probability = is_finite(maximum) ? e / state.sum[r] : bit_cast<float>(0x7fc00000u);
+          const float probability =
+              is_finite(maximum) ? e / state.sum[r] : bit_cast<float>(0x7fc00000u);
           return t.excluded(c) ? 0.0f : probability;
         });
       }
@@ -195,7 +196,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) similarity_kernel(PatchSimilarityParam
   if (wants_rows) write_rows(p, t, state, anything);
 }
 
-PW_KERNEL void PW_LAUNCH_BOUNDS(256) begin_extremes_kernel(float* minimum, float* maximum, int64_t n) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(256)
+    begin_extremes_kernel(float* minimum, float* maximum, int64_t n) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n) {
     reinterpret_cast<std::int32_t*>(minimum)[i] = ordered(infinity());
@@ -203,7 +205,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256) begin_extremes_kernel(float* minimum, float
   }
 }
 
-PW_KERNEL void PW_LAUNCH_BOUNDS(256) end_extremes_kernel(float* minimum, float* maximum, int64_t n) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(256)
+    end_extremes_kernel(float* minimum, float* maximum, int64_t n) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n) {
     minimum[i] = from_ordered(reinterpret_cast<std::int32_t*>(minimum)[i]);

@@ -35,7 +35,7 @@ PW_DEVICE std::int64_t candidate_index(std::uint64_t word) {
 // A tile of logits and the patches and classes it belongs to.
 struct LogitTile {
   float* z;
-  int step;      // floats from row to row; odd, so that columns are read without bank conflicts
+  int step;  // floats from row to row; odd, so that columns are read without bank conflicts
   int rows, columns;
   int64_t batch, first_patch, first_class, classes;
   const std::uint8_t* take_part;  // of this tile's classes, or null when all do
@@ -48,9 +48,9 @@ struct LogitTile {
 
 // What a row keeps while class tiles pass; in shared memory, one of each per row.
 struct RowState {
-  float* maximum;           // of the classes that take part, and the background
-  float* sum;               // of exponentials, relative to shift_of(maximum)
-  std::uint64_t* best;      // [row][k] candidates, best first; k is 1 without top-k
+  float* maximum;       // of the classes that take part, and the background
+  float* sum;           // of exponentials, relative to shift_of(maximum)
+  std::uint64_t* best;  // [row][k] candidates, best first; k is 1 without top-k
   int kept;
 };
 
@@ -71,7 +71,8 @@ PW_DEVICE void write_map(const LogitTile& t, void* map, bool channels_last, int6
   } else {
     const int row = static_cast<int>(threadIdx.x) % kTileRows;
     if (row < t.rows) {
-      for (int c = static_cast<int>(threadIdx.x) / kTileRows; c < t.columns; c += kThreads / kTileRows) {
+      for (int c = static_cast<int>(threadIdx.x) / kTileRows; c < t.columns;
+           c += kThreads / kTileRows) {
         out[(t.batch * t.classes + t.first_class + c) * num_patches + t.first_patch + row] =
             from_float<T>(value(row, c));
       }
@@ -108,7 +109,8 @@ PW_DEVICE void update_row(const LogitTile& t, int row, const RowState& state, bo
     simt::sync_warp();  // every lane has read the state before lane 0 changes it
     if (lane == 0) {
       // Nothing rescaled stays nothing, even by an infinite factor.
-      const float kept = old == 0.0f ? 0.0f : old * simt::fast_exp2((shift_of(before) - shift) * kLog2E);
+      const float kept =
+          old == 0.0f ? 0.0f : old * simt::fast_exp2((shift_of(before) - shift) * kLog2E);
       state.sum[row] = kept + sum;
       state.maximum[row] = maximum;
     }

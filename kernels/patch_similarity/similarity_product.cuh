@@ -30,8 +30,8 @@ template <class T>
 struct RowSource {
   const T* first;
   int64_t row_stride, depth_stride;
-  int rows;       // valid ones; the others read as zero
-  bool vector;    // 16-byte copies are possible: unit stride and aligned rows
+  int rows;     // valid ones; the others read as zero
+  bool vector;  // 16-byte copies are possible: unit stride and aligned rows
 };
 
 template <class T>
@@ -45,7 +45,8 @@ PW_DEVICE void load_slice(const RowSource<T>& source, int padded_rows, int64_t d
     const int64_t d = d0 + chunk * kPerChunk;
     unsigned char* target = to + row * kRowBytes + chunk * 16;
     const int64_t left = depth - d;
-    const int valid = row < source.rows && left > 0 ? static_cast<int>(simt::min<int64_t>(left, kPerChunk)) : 0;
+    const int valid =
+        row < source.rows && left > 0 ? static_cast<int>(simt::min<int64_t>(left, kPerChunk)) : 0;
     if (source.vector) {
       const T* from = valid > 0 ? source.first + row * source.row_stride + d : source.first;
       simt::cp_async<16>(target, from, valid * static_cast<int>(sizeof(T)));
@@ -81,8 +82,8 @@ PW_DEVICE float column_squares_of(const unsigned char* b, int columns) {
   const int column = static_cast<int>(threadIdx.x) / 2;
   float squares = 0.0f;
   if (column < columns) {
-    const T* part = reinterpret_cast<const T*>(b + column * kRowBytes +
-                                               kSliceBytes / 2 * (threadIdx.x % 2));
+    const T* part =
+        reinterpret_cast<const T*>(b + column * kRowBytes + kSliceBytes / 2 * (threadIdx.x % 2));
 #pragma unroll 1
     for (int chunk = 0; chunk < kSliceBytes / 32; ++chunk) {
       const auto values = simt::load_pack<kPerChunk>(part + chunk * kPerChunk);
@@ -101,7 +102,8 @@ PW_DEVICE void multiply_slice(const unsigned char* a, const unsigned char* b, in
     PW_UNROLL
     for (int k = 0; k < 2; ++k) {
       std::uint32_t fragment[4];
-      simt::ldmatrix_x4(fragment, a + (16 * wr + lane % 16) * kRowBytes + 32 * k + 16 * (lane / 16));
+      simt::ldmatrix_x4(fragment,
+                        a + (16 * wr + lane % 16) * kRowBytes + 32 * k + 16 * (lane / 16));
       t.row_squares[0] += square_of_pair<T>(fragment[0]) + square_of_pair<T>(fragment[2]);
       t.row_squares[1] += square_of_pair<T>(fragment[1]) + square_of_pair<T>(fragment[3]);
       PW_UNROLL
@@ -109,8 +111,8 @@ PW_DEVICE void multiply_slice(const unsigned char* a, const unsigned char* b, in
         const int tile = wc + 4 * n;
         if (tile < tiles) {
           std::uint32_t columns[2];
-          simt::ldmatrix_x2(columns, b + (8 * tile + lane % 8) * kRowBytes + 32 * k +
-                                         16 * (lane / 8 % 2));
+          simt::ldmatrix_x2(columns,
+                            b + (8 * tile + lane % 8) * kRowBytes + 32 * k + 16 * (lane / 8 % 2));
           simt::mma_m16n8k16<T>(t.sums[n], fragment, columns, t.sums[n]);
         }
       }
@@ -135,8 +137,8 @@ PW_DEVICE void multiply_slice(const unsigned char* a, const unsigned char* b, in
           std::uint32_t column_high[2], column_low[2];
           PW_UNROLL
           for (int r = 0; r < 2; ++r) {
-            const float w = *reinterpret_cast<const float*>(
-                b + (8 * tile + group) * kRowBytes + 4 * (8 * k + quad + 4 * r));
+            const float w = *reinterpret_cast<const float*>(b + (8 * tile + group) * kRowBytes +
+                                                            4 * (8 * k + quad + 4 * r));
             column_high[r] = simt::to_tf32(w);
             column_low[r] = simt::to_tf32(w - bit_cast<float>(column_high[r]));
           }
@@ -202,7 +204,8 @@ PW_DEVICE void product_tile(const RowSource<T>& rows, const RowSource<T>& column
   simt::cp_async_wait_all();
   simt::sync_block();  // the stages are free for z
 
-  const int group = static_cast<int>(simt::lane_id()) / 4, quad = static_cast<int>(simt::lane_id()) % 4;
+  const int group = static_cast<int>(simt::lane_id()) / 4,
+            quad = static_cast<int>(simt::lane_id()) % 4;
   PW_UNROLL
   for (int n = 0; n < kColumnTiles; ++n) {
     const int tile = wc + 4 * n;

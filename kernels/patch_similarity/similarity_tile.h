@@ -35,7 +35,9 @@ struct Panels {
 };
 
 PW_INLINE VecF low_halves(VecF pairs) { return bit_cast<VecF>(bit_cast<VecU>(pairs) << 16); }
-PW_INLINE VecF high_halves(VecF pairs) { return bit_cast<VecF>(bit_cast<VecU>(pairs) & 0xffff0000u); }
+PW_INLINE VecF high_halves(VecF pairs) {
+  return bit_cast<VecF>(bit_cast<VecU>(pairs) & 0xffff0000u);
+}
 
 // One step of a dot product along the depth.
 struct FloatProduct {
@@ -51,8 +53,8 @@ struct PairProduct {
   }
   static PW_INLINE VecF step(VecF a, VecF b, VecF sum) {
 #if defined(__AVX512BF16__) && PW_VECTOR_BYTES == 64
-    return bit_cast<VecF>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a),
-                                           bit_cast<__m512bh>(b)));
+    return bit_cast<VecF>(
+        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
 #else
     sum = fma(low_halves(a), low_halves(b), sum);
     return fma(high_halves(a), high_halves(b), sum);
@@ -108,10 +110,11 @@ PW_INLINE void tile_of(int rows, const float* a, const float* b, int64_t depth, 
   switch (rows) {
 #define PW_TILE_CASE(r) \
   case r: return tile<Product, r, Vectors>(a, b, kTileCols, depth, first, z);
-    PW_TILE_CASE(1) PW_TILE_CASE(2) PW_TILE_CASE(3) PW_TILE_CASE(4) PW_TILE_CASE(5) PW_TILE_CASE(6)
+    PW_TILE_CASE(1)
+    PW_TILE_CASE(2) PW_TILE_CASE(3) PW_TILE_CASE(4) PW_TILE_CASE(5) PW_TILE_CASE(6)
 #if PW_VECTOR_BYTES == 64
-    PW_TILE_CASE(7) PW_TILE_CASE(8) PW_TILE_CASE(9) PW_TILE_CASE(10) PW_TILE_CASE(11)
-    PW_TILE_CASE(12)
+        PW_TILE_CASE(7) PW_TILE_CASE(8) PW_TILE_CASE(9) PW_TILE_CASE(10) PW_TILE_CASE(11)
+            PW_TILE_CASE(12)
 #endif
 #undef PW_TILE_CASE
   }

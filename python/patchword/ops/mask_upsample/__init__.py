@@ -22,7 +22,7 @@ TensorOutput = Literal[
 _OUTPUTS = (*get_args(TensorOutput), "labels_confidence")
 
 
-def _always(logits: Tensor, output: str = "labels") -> None:
+def _always(logits: Tensor, output: str | Tensor = "labels") -> None:
     return None
 
 

@@ -29,7 +29,7 @@ LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _LABEL_OF_TAG = {DTYPE_TAGS[dtype]: dtype for dtype in LABEL_DTYPES}
 
 
-def refuse(logits: Tensor, output: str = "labels") -> str | None:
+def refuse(logits: Tensor, output: str | Tensor = "labels") -> str | None:
     """Why the compiled kernel cannot run these inputs, or None when it can."""
     return _library.refuse_device(logits) or _library.refuse_dtype(logits)
 

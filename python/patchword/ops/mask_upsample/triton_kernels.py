@@ -16,8 +16,10 @@ from patchword.ops.mask_upsample import native
 BLOCK = 128  # neighbouring pixels of one row per program
 
 
-def refuse(logits: Tensor, output: str = "labels") -> str | None:
+def refuse(logits: Tensor, output: str | Tensor = "labels") -> str | None:
     """Why the Triton kernel cannot run these inputs, or None when it can."""
+    if isinstance(output, Tensor):  # the target of upsampled_confusion
+        return "the Triton version makes labels only, not counts"
     if output != "labels":
         return f"the Triton version makes labels only, not {output}"
     if not logits.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
