@@ -76,10 +76,9 @@ void raise_unless_ok(const Status& status, const char* function) {
 void* cuda_symbol(const char* name) {
   void* symbol = cuda_library == nullptr ? nullptr : dlsym(cuda_library, name);
   if (symbol == nullptr) {
-    raise(StatusCode::kUnsupported,
-          cuda_library == nullptr
-              ? std::string("the CUDA library is not loaded")
-              : std::string("the CUDA library has no ") + name);
+    raise(StatusCode::kUnsupported, cuda_library == nullptr
+                                        ? std::string("the CUDA library is not loaded")
+                                        : std::string("the CUDA library has no ") + name);
   }
   return symbol;
 }
@@ -95,7 +94,8 @@ void call_cuda(const char* name, const void* params, uintptr_t stream) {
 void bind_runtime(py::module_& module) {
   module.def("cpu_level", [] { return cpu_level_name(cpu_level()); });
   module.def("best_cpu_level", [] { return cpu_level_name(best_cpu_level()); });
-  module.def("force_cpu_level", [](const std::string& name) { return force_cpu_level(name.c_str()); });
+  module.def("force_cpu_level",
+             [](const std::string& name) { return force_cpu_level(name.c_str()); });
   module.def("openmp_runtime", &openmp_runtime);
   module.def("load_cuda_library", &load_cuda_library);
   module.def("unload_cuda_library", &unload_cuda_library);

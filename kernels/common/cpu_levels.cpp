@@ -50,8 +50,7 @@ bool processor_has(CpuLevel level) {
     case CpuLevel::kAvx512Emulated: return avx2;
     case CpuLevel::kAvx512: return avx512;
     case CpuLevel::kAvx512Bf16:
-      return avx512 && __builtin_cpu_supports("avx512bf16") &&
-             __builtin_cpu_supports("avx512vnni");
+      return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   }
   return false;
 #else

@@ -27,30 +27,32 @@ const char* force_cpu_level(const char* name);
 #define PW_LEVEL_TABLE(name) PW_CONCAT(name, PW_LEVEL)
 
 #ifdef PATCHWORD_HAVE_AVX2
-#define PW_CASE_AVX2(name) case ::patchword::CpuLevel::kAvx2: return name##_avx2;
+#define PW_CASE_AVX2(name) \
+  case ::patchword::CpuLevel::kAvx2: return name##_avx2;
 #else
 #define PW_CASE_AVX2(name)
 #endif
 #ifdef PATCHWORD_HAVE_AVX512
-#define PW_CASE_AVX512(name)                                            \
-  case ::patchword::CpuLevel::kAvx512: return name##_avx512;            \
+#define PW_CASE_AVX512(name)                                 \
+  case ::patchword::CpuLevel::kAvx512: return name##_avx512; \
   case ::patchword::CpuLevel::kAvx512Bf16: return name##_avx512_bf16;
 #else
 #define PW_CASE_AVX512(name)
 #endif
 #ifdef PATCHWORD_HAVE_AVX512_EMULATED
-#define PW_CASE_EMULATED(name) case ::patchword::CpuLevel::kAvx512Emulated: return name##_avx512_emulated;
+#define PW_CASE_EMULATED(name) \
+  case ::patchword::CpuLevel::kAvx512Emulated: return name##_avx512_emulated;
 #else
 #define PW_CASE_EMULATED(name)
 #endif
 
 // Defines `const Table& function()` returning the table of the level in force.
-#define PW_SELECT_TABLE(Table, name, function)                          \
-  extern const Table name##_generic, name##_avx2, name##_avx512,        \
-      name##_avx512_bf16, name##_avx512_emulated;                       \
-  const Table& function() {                                             \
-    switch (::patchword::cpu_level()) {                                 \
-      PW_CASE_AVX2(name) PW_CASE_AVX512(name) PW_CASE_EMULATED(name)    \
-      default: return name##_generic;                                   \
-    }                                                                   \
+#define PW_SELECT_TABLE(Table, name, function)                                       \
+  extern const Table name##_generic, name##_avx2, name##_avx512, name##_avx512_bf16, \
+      name##_avx512_emulated;                                                        \
+  const Table& function() {                                                          \
+    switch (::patchword::cpu_level()) {                                              \
+      PW_CASE_AVX2(name)                                                             \
+      PW_CASE_AVX512(name) PW_CASE_EMULATED(name) default : return name##_generic;   \
+    }                                                                                \
   }

@@ -19,8 +19,8 @@ constexpr int64_t panel_count(int64_t n, int64_t width) { return (n + width - 1)
 
 // acc[i][v] += sum over depth of a[d][i] * b[d][v]
 template <int Rows, int Vectors>
-PW_INLINE void product_tile(const float* __restrict__ a, const float* __restrict__ b,
-                            int64_t depth, VecF (&acc)[Rows][Vectors]) {
+PW_INLINE void product_tile(const float* __restrict__ a, const float* __restrict__ b, int64_t depth,
+                            VecF (&acc)[Rows][Vectors]) {
   for (int64_t d = 0; d < depth; ++d) {
     VecF columns[Vectors];
 #pragma GCC unroll 8

@@ -160,7 +160,8 @@ PW_INLINE VecF load_float16(const uint16_t* p) {
   // Rebias by multiplying with 2^112: exact for normal and subnormal halves alike.
   VecF value = bit_cast<VecF>(magnitude) * splat(0x1p112f);
   const VecU special = bit_cast<VecU>(magnitude >= (0x7c00u << 13));
-  value = bit_cast<VecF>((bit_cast<VecU>(value) & ~special) | ((magnitude | 0x7f800000u) & special));
+  value =
+      bit_cast<VecF>((bit_cast<VecU>(value) & ~special) | ((magnitude | 0x7f800000u) & special));
   return bit_cast<VecF>(bit_cast<VecU>(value) | sign);
 #endif
 }

@@ -67,9 +67,7 @@ struct Team {
   int64_t tasks;
   int threads;
 
-  void run(int t) const {
-    span(context, tasks * t / threads, tasks * (t + 1) / threads, t);
-  }
+  void run(int t) const { span(context, tasks * t / threads, tasks * (t + 1) / threads, t); }
 };
 
 }  // namespace

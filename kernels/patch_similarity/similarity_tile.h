@@ -111,7 +111,8 @@ PW_INLINE void tile_of(int rows, const float* a, const float* b, int64_t depth, 
 #define PW_TILE_CASE(r) \
   case r: return tile<Product, r, Vectors>(a, b, kTileCols, depth, first, z);
     PW_TILE_CASE(1)
-    PW_TILE_CASE(2) PW_TILE_CASE(3) PW_TILE_CASE(4) PW_TILE_CASE(5) PW_TILE_CASE(6)
+    PW_TILE_CASE(2)
+    PW_TILE_CASE(3) PW_TILE_CASE(4) PW_TILE_CASE(5) PW_TILE_CASE(6)
 #if PW_VECTOR_BYTES == 64
         PW_TILE_CASE(7) PW_TILE_CASE(8) PW_TILE_CASE(9) PW_TILE_CASE(10) PW_TILE_CASE(11)
             PW_TILE_CASE(12)

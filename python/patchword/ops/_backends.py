@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from patchword.errors import BackendError, OptionError
 
@@ -25,7 +25,7 @@ def _check(name: str | None, where: str) -> Backend | None:
         return None
     if name not in BACKENDS:
         raise OptionError(f"{where}: backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
-    return cast(Backend, name)
+    return name
 
 
 _forced: Backend | None = _check(os.environ.get("PATCHWORD_BACKEND"), "PATCHWORD_BACKEND")

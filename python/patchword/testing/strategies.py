@@ -23,7 +23,7 @@ EDGE_SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
 
 def sizes(lowest: int = 0, highest: int = 33) -> SearchStrategy[int]:
     """Sizes of a dimension: edges first, any number in the range otherwise."""
-    from hypothesis import strategies as st  # noqa: PLC0415
+    from hypothesis import strategies as st
 
     edges = [size for size in EDGE_SIZES if lowest <= size <= highest]
     return st.one_of(st.sampled_from(edges or [lowest]), st.integers(lowest, highest))
@@ -33,14 +33,14 @@ def dtypes(
     choices: Sequence[torch.dtype] = (torch.float32, torch.float16, torch.bfloat16),
 ) -> SearchStrategy[torch.dtype]:
     """Element types, float32 first."""
-    from hypothesis import strategies as st  # noqa: PLC0415
+    from hypothesis import strategies as st
 
     return st.sampled_from(list(choices))
 
 
 def seeds() -> SearchStrategy[int]:
     """Seeds for ``torch.Generator``; drawing values one by one would be slow and shrink badly."""
-    from hypothesis import strategies as st  # noqa: PLC0415
+    from hypothesis import strategies as st
 
     return st.integers(0, 2**31 - 1)
 
@@ -51,7 +51,7 @@ def tensors(
     magnitudes: Sequence[float] = (1.0, 1e-3, 1e3),
 ) -> SearchStrategy[Tensor]:
     """Normal random values of one of the magnitudes, in one of the layouts of the same values."""
-    from hypothesis import strategies as st  # noqa: PLC0415
+    from hypothesis import strategies as st
 
     def build(seed: int, magnitude: float, layout: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -66,7 +66,7 @@ def integers(
     shape: Sequence[int], dtype: torch.dtype = torch.float32, highest: int = 4
 ) -> SearchStrategy[Tensor]:
     """Small whole numbers, for which sums of products are exact in every dtype: ties occur."""
-    from hypothesis import strategies as st  # noqa: PLC0415
+    from hypothesis import strategies as st
 
     def build(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

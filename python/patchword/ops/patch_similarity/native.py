@@ -210,9 +210,7 @@ def _fill(
     # A small workspace outlives the call, one per thread; on a GPU the allocator keeps them anyway.
     scratch = getattr(_kept, "workspace", None) if device == _library.CPU else None
     address, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
-    needed = C.patch_similarity_forward(
-        device, stream, threads, *arguments, address, size, *rest
-    )
+    needed = C.patch_similarity_forward(device, stream, threads, *arguments, address, size, *rest)
     if needed:
         scratch = torch.empty(needed, dtype=torch.uint8, device=patches.device)
         if needed <= _KEPT_BYTES and device == _library.CPU:
