@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/benchmarks.md and its charts from the committed benchmark results.
+"""Writes docs/benchmarks.md, its charts and README.md's table from the committed results.
 
 ``--check`` writes nothing and fails when the page does not follow from the results.
 """
@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import chart, result, tables  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 CHARTS = ROOT / "docs" / "images"
 
 METHOD = """\
@@ -173,21 +175,50 @@ def render(paths: Sequence[Path]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def readme(paths: Sequence[Path]) -> str:
+    """Return README.md with its table of one-thread CPU targets filled in."""
+    cells, where = [], ""
+    for path in paths:
+        data = result.load(path)
+        if data["device"] != "cpu":
+            continue
+        where = f"{data['provenance']['cpu']}, {data['provenance']['patchword'].get('cpu_level')}"
+        for row in data["rows"]:
+            for target in row["targets"]:
+                if row["threads"] == 1 and target["reached"] is not None:
+                    peer = " / ".join(target["against"]) or f"best peer ({target['best_peer']})"
+                    cells.append(
+                        [
+                            f"{row['title']}, {row['shape']}, {row['dtype']}",
+                            f"{target['reached']:.1f}x {peer}",
+                            f"{target['ratio']:g}x" + ("" if target["met"] else ", **missed**"),
+                        ]
+                    )
+    table = _table(("row, one thread", "measured", "target"), cells) if cells else []
+    note = [f"Measured on {where}; above 1 ours is faster.", ""] if cells else []
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return before + "\n".join([BEGIN, *note, *table, END]) + after
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and its charts, or check the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     paths = result.committed()
-    text = render(paths)
+    wanted = {PAGE: render(paths), README: readme(paths)}
     if options.check:
-        current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if current != text:
-            print("docs/benchmarks.md does not follow from benchmarks/results.", file=sys.stderr)
-            return 1
+        for page, text in wanted.items():
+            if not page.exists() or page.read_text(encoding="utf-8") != text:
+                name = page.relative_to(ROOT)
+                print(f"{name} does not follow from benchmarks/results.", file=sys.stderr)
+                return 1
         return 0
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
+    for page, text in wanted.items():
+        page.write_text(text, encoding="utf-8")
     for path in paths:
         chart.draw(result.load(path), CHARTS / f"{path.parent.name}--{path.stem}.png")
     print(f"wrote {PAGE.relative_to(ROOT)} from {len(paths)} result file(s)")

@@ -46,6 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(slow)
         if "cuda" in item.keywords and not gpu:
             item.add_marker(no_gpu)
+        # By fixture, or by the parameter that makes a test ask for it.
+        if "simt" in getattr(item, "fixturenames", ()) or "simt" in item.name:
+            item.add_marker(pytest.mark.simt)
 
 
 @pytest.fixture(autouse=True)
