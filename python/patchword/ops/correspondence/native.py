@@ -18,8 +18,11 @@ MAX_CUDA_TOP_K = 8
 _MAX_ROWS = 2**31 - 64
 
 
-def refuse(descriptors0: Tensor, descriptors1: Tensor, *, k: int = 1) -> str | None:
-    """Why the compiled kernels cannot run these inputs, or None when they can."""
+def refuse(descriptors0: Tensor, descriptors1: Tensor, *_: Tensor, k: int = 1) -> str | None:
+    """Why the compiled kernels cannot run these inputs, or None when they can.
+
+    Tensors beyond the descriptors (``points0`` of a cycle) never reach the kernels.
+    """
     if descriptors0.shape[-2] > _MAX_ROWS or descriptors1.shape[-2] > _MAX_ROWS:
         return f"more than {_MAX_ROWS} descriptors a side"
     if k > MAX_CUDA_TOP_K and descriptors0.is_cuda:
