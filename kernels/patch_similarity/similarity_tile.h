@@ -108,16 +108,16 @@ template <typename Product, int Vectors>
 PW_INLINE void tile_of(int rows, const float* a, const float* b, int64_t depth, bool first,
                        float* z) {
   switch (rows) {
+    // clang-format off
 #define PW_TILE_CASE(r) \
   case r: return tile<Product, r, Vectors>(a, b, kTileCols, depth, first, z);
-    PW_TILE_CASE(1)
-    PW_TILE_CASE(2)
-    PW_TILE_CASE(3) PW_TILE_CASE(4) PW_TILE_CASE(5) PW_TILE_CASE(6)
+    PW_TILE_CASE(1) PW_TILE_CASE(2) PW_TILE_CASE(3) PW_TILE_CASE(4) PW_TILE_CASE(5) PW_TILE_CASE(6)
 #if PW_VECTOR_BYTES == 64
-        PW_TILE_CASE(7) PW_TILE_CASE(8) PW_TILE_CASE(9) PW_TILE_CASE(10) PW_TILE_CASE(11)
-            PW_TILE_CASE(12)
+    PW_TILE_CASE(7) PW_TILE_CASE(8) PW_TILE_CASE(9) PW_TILE_CASE(10) PW_TILE_CASE(11)
+    PW_TILE_CASE(12)
 #endif
 #undef PW_TILE_CASE
+    // clang-format on
   }
 }
 
