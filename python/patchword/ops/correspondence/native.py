@@ -292,9 +292,10 @@ def mutual_matches(
     devices, for gradients and traces, and for empty inputs.
     """
     a, b = descriptors
-    if _library.runtime(a)[0] != _library.CPU or not a.is_cpu:
-        return None
+    # First of all: what follows cannot be traced.
     if not _library.plain_eager(a, b, *lengths, *valid):
+        return None
+    if _library.runtime(a)[0] != _library.CPU or not a.is_cpu:
         return None
     if a.shape[0] * a.shape[1] * b.shape[1] == 0:
         return None
