@@ -4,9 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 
 #include "csrc/common/runtime.h"
 #include "kernels/correspondence/match_cuda_plan.h"
+#include "kernels/correspondence/mutual_tail.h"
 
 namespace py = pybind11;
 
@@ -102,6 +104,28 @@ void logsumexp(int device, uintptr_t stream, int threads, const Sizes& sizes, in
   raise_unless_ok(status, "match_logsumexp");
 }
 
+MutualSide make_mutual_side(const OutPointers& pointers, int64_t count) {
+  return {pointer<int64_t>(pointers[0]), pointer<float>(pointers[1]),
+          pointer<const float>(pointers[2]), count};
+}
+
+void mutual(const Sizes& sizes, int metric, const OutPointers& side0, const OutPointers& side1,
+            std::optional<double> threshold, std::optional<double> ratio, bool allow_single) {
+  MutualParams p{};
+  p.side0 = make_mutual_side(side0, sizes[1]);
+  p.side1 = make_mutual_side(side1, sizes[2]);
+  p.pairs = sizes[0];
+  p.metric = static_cast<MatchMetric>(metric);
+  p.has_threshold = threshold.has_value();
+  p.threshold = threshold.value_or(0.0);
+  p.has_ratio = ratio.has_value();
+  p.ratio = ratio.value_or(1.0);
+  p.allow_single = allow_single;
+  const double rows = static_cast<double>(sizes[1]) + static_cast<double>(sizes[2]);
+  MaybeUnlock unlock(static_cast<double>(p.pairs) * rows * 2.0);
+  mutual_tail(p);
+}
+
 int64_t workspace(int threads, const Sizes& sizes, int64_t k) {
   MatchParams p{};
   p.pairs = sizes[0];
@@ -122,6 +146,7 @@ int64_t cuda_workspace(const Sizes& sizes, int dtype, bool sums) {
 void bind_correspondence(py::module_& module) {
   module.def("match_best", &best);
   module.def("match_logsumexp", &logsumexp);
+  module.def("match_mutual_tail", &mutual);
   module.def("match_workspace", &workspace);
   module.def("match_cuda_workspace", &cuda_workspace);
 }

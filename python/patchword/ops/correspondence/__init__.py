@@ -13,7 +13,8 @@ from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
 from patchword.ops.correspondence import native
-from patchword.ops.correspondence._inputs import Side, prepare
+from patchword.ops.correspondence._inputs import prepare
+from patchword.ops.correspondence.mutual import Rule, confirm, follow, keep_mutual
 from patchword.ops.correspondence.results import CycleConsistency, Matches, NearestNeighbors
 from patchword.ops.correspondence.sweeps import (
     best_both_ways,
@@ -173,57 +174,20 @@ def mutual_nearest_neighbors(
     if ratio is not None and not ratio > 0:
         raise OptionError(f"{name}: ratio must be positive, got {ratio}.")
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
+    rule = Rule(threshold, ratio, allow_single)
+    if use == "native":
+        found = native.mutual_matches(
+            pairs.descriptors,
+            pairs.lengths,
+            pairs.valid,
+            native.METRICS[metric],
+            (descriptors0.shape[:-1], descriptors1.shape[:-1]),
+            rule,
+        )
+        if found is not None:
+            return Matches(*found)
     side0, side1 = best_both_ways(pairs, use, second=ratio is not None)
-    keep0 = _distinct(side0, metric, threshold, ratio, allow_single)
-    keep1 = _distinct(side1, metric, threshold, ratio, allow_single)
-    matches0, matches1 = _mutual(side0.indices, side1.indices, keep0, keep1)
-    scores0 = pair_scores(pairs, matches0[..., None], side0.scores[..., None])[..., 0]
-    scores0 = scores0.masked_fill(matches0 < 0, -math.inf)
-    scores1 = _follow(scores0, matches1, -math.inf)
-    return Matches(*(pairs.strip(t) for t in (matches0, matches1, scores0, scores1)))
-
-
-def _distinct(
-    side: Side, metric: str, threshold: float | None, ratio: float | None, allow_single: bool
-) -> Tensor | None:
-    """Which best candidates pass threshold and ratio test; None when all do."""
-    keep = None if threshold is None else side.scores > threshold
-    if ratio is None:
-        return keep
-    best, second = side.scores, side.second
-    if metric == "l2":
-        # Distances are the roots of the negated scores; zero against zero counts as ratio 1.
-        stands_out = torch.where(second == 0, ratio >= 1, -best <= ratio * ratio * -second)
-    else:
-        stands_out = (best > 0) & (second <= ratio * best)
-    single = second == -math.inf
-    stands_out = (stands_out & ~single) | (single & allow_single)
-    return stands_out if keep is None else keep & stands_out
-
-
-def _follow(values: Tensor, indices: Tensor, missing: float) -> Tensor:
-    """``values[p, indices[p, i]]``, ``missing`` where the index is -1."""
-    if values.shape[1] == 0:
-        return values.new_full(indices.shape, missing)
-    return values.gather(1, indices.clamp_min(0)).masked_fill(indices < 0, missing)
-
-
-def _mutual(
-    indices0: Tensor, indices1: Tensor, keep0: Tensor | None, keep1: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Keeps i -> j where j -> i too, and both sides agree to keep it."""
-    if keep0 is not None:
-        indices0 = indices0.masked_fill(~keep0, -1)
-    if keep1 is not None:
-        indices1 = indices1.masked_fill(~keep1, -1)
-
-    def confirmed(there: Tensor, back: Tensor) -> Tensor:
-        if back.shape[1] == 0:
-            return torch.full_like(there, -1)
-        start = torch.arange(there.shape[1], device=there.device)
-        return there.masked_fill(back.gather(1, there.clamp_min(0)) != start, -1)
-
-    return confirmed(indices0, indices1), confirmed(indices1, indices0)
+    return Matches(*(pairs.strip(t) for t in keep_mutual(pairs, side0, side1, rule)))
 
 
 def cycle_consistency(
@@ -434,7 +398,7 @@ def dual_softmax_matches(
     rows, columns = logsumexp_both_ways(pairs, inverse_temperature, use)
     biased = pairs.with_terms(2 * inverse_temperature, -rows.detach(), -columns.detach())
     side0, side1 = best_both_ways(biased, use, second=False)
-    matches0, matches1 = _mutual(side0.indices, side1.indices, None, None)
+    matches0, matches1 = confirm(side0.indices, side1.indices)
     log_scores = dual_softmax_scores(
         pairs, inverse_temperature, rows, columns, matches0, side0.scores
     )
@@ -443,10 +407,10 @@ def dual_softmax_matches(
     if threshold is not None:
         matches0 = matches0.masked_fill(~(scores0 > threshold), -1)
         scores0 = scores0.masked_fill(matches0 < 0, 0.0)
-        matches1 = matches1.masked_fill(~(_follow(scores0, matches1, 0.0) > threshold), -1)
+        matches1 = matches1.masked_fill(~(follow(scores0, matches1, 0.0) > threshold), -1)
     return Matches(
         pairs.strip(matches0),
         pairs.strip(matches1),
         pairs.strip(scores0),
-        pairs.strip(_follow(scores0, matches1, 0.0)),
+        pairs.strip(follow(scores0, matches1, 0.0)),
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ MAX_TOP_K = 32
 # On CUDA each further candidate costs a sweep of its own.
 MAX_CUDA_TOP_K = 8
 _MAX_ROWS = 2**31 - 64
+
+# A workspace up to this size outlives the call, one per thread.
+_KEPT_BYTES = 2**20
+_kept = threading.local()
 
 
 def refuse(descriptors0: Tensor, descriptors1: Tensor, *_: Tensor, k: int = 1) -> str | None:
@@ -42,6 +47,15 @@ def _side(
     return pointers, descriptors.stride(), (0, 0) if valid is None else valid.stride()
 
 
+def _workspace(size: int, like: Tensor) -> Tensor:
+    if size > _KEPT_BYTES or not like.is_cpu:
+        return torch.empty(size, dtype=torch.uint8, device=like.device)
+    kept: Tensor | None = getattr(_kept, "workspace", None)
+    if kept is None:
+        kept = _kept.workspace = torch.empty(_KEPT_BYTES, dtype=torch.uint8)
+    return kept
+
+
 class _Call:
     """The arguments that both entry points share, with the tensors kept alive behind them."""
 
@@ -61,12 +75,11 @@ class _Call:
         biases = [None if t is None else t.contiguous() for t in (options[4], options[5])]
         self.sizes = (a.shape[0], a.shape[1], b.shape[1], a.shape[2])
         device, stream, threads = _library.runtime(a)
-        size = 0
         if device == _library.CPU:
             size = C.match_workspace(threads, self.sizes, k)
         else:
             size = C.match_cuda_workspace(self.sizes, DTYPE_TAGS[a.dtype], sums)
-        self.workspace = torch.empty(size, dtype=torch.uint8, device=a.device)
+        self.workspace = _workspace(size, a)
         self._alive = (*kept, *biases)
         self.arguments = (
             device,
@@ -263,3 +276,40 @@ def match_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor]:
     run = _logsumexp if _library.plain_eager(*arguments[:6]) else _logsumexp_op
     out: tuple[Tensor, Tensor] = run(*arguments)
     return out
+
+
+def mutual_matches(
+    descriptors: tuple[Tensor, Tensor],
+    lengths: tuple[Tensor | None, Tensor | None],
+    valid: tuple[Tensor | None, Tensor | None],
+    metric: int,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    rule: tuple[float | None, float | None, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Mutual matches and their scores, of the given shapes, by two compiled calls on the CPU.
+
+    ``rule`` holds threshold, ratio and allow_single. None where torch has to do it: on other
+    devices, for gradients and traces, and for empty inputs.
+    """
+    a, b = descriptors
+    # First of all: what follows cannot be traced.
+    if not _library.plain_eager(a, b, *lengths, *valid):
+        return None
+    if _library.runtime(a)[0] != _library.CPU or not a.is_cpu:
+        return None
+    if a.shape[0] * a.shape[1] * b.shape[1] == 0:
+        return None
+    call = _Call(a, b, (*lengths, *valid, None, None), metric, 1.0, 1)
+    # Without a device: plain_eager has seen that no mode names another default.
+    matches0, matches1 = (torch.empty(shape, dtype=torch.int64) for shape in shapes)
+    scores0, scores1 = (torch.empty(shape, dtype=torch.float32) for shape in shapes)
+    out0, out1 = (
+        (matches0.data_ptr(), scores0.data_ptr(), 0),
+        (matches1.data_ptr(), scores1.data_ptr(), 0),
+    )
+    if rule[1] is not None:
+        second0, second1 = torch.empty_like(scores0), torch.empty_like(scores1)
+        out0, out1 = (*out0[:2], second0.data_ptr()), (*out1[:2], second1.data_ptr())
+    C.match_best(*call.arguments, out0, out1, 1)
+    C.match_mutual_tail(call.sizes, metric, out0, out1, *rule)
+    return matches0, matches1, scores0, scores1
