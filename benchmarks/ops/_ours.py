@@ -33,7 +33,13 @@ def _bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
 
 
 def mutual(inputs: Inputs, backend: str) -> Run:
-    """Mutual nearest neighbours, both directions in one pass."""
+    """Mutual nearest neighbours, both directions in one pass, with the default metric."""
+    sets = inputs["descriptors0"], inputs["descriptors1"]
+    return _bind("mutual_nearest_neighbors", backend, *sets)
+
+
+def mutual_dot(inputs: Inputs, backend: str) -> Run:
+    """Mutual nearest neighbours of rows taken as they are."""
     sets = inputs["descriptors0"], inputs["descriptors1"]
     return _bind("mutual_nearest_neighbors", backend, *sets, metric="dot")
 

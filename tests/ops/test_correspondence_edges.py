@@ -371,6 +371,13 @@ def test_cuda_device(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_device_small(dtype: torch.dtype) -> None:
+    cuda_checks(SIMT_SHAPES, dtype, "cuda")
+
+
+@pytest.mark.cuda
 def test_cuda_top_k_has_a_limit() -> None:
     a, b = make((1, 9, 40, 8), torch.float32, "cuda")
     with pytest.raises(BackendError, match="k = 9 exceeds 8 on CUDA"):

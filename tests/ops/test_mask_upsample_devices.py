@@ -161,6 +161,7 @@ def test_cuda_graph():
 
 
 @pytest.mark.cuda
+@pytest.mark.sanitizer
 def test_cuda_is_deterministic():
     logits = torch.randn(2, 40, 16, 16, device="cuda")
     target = torch.randint(0, 40, (2, 200, 200), device="cuda")

@@ -28,7 +28,7 @@ SMALL = (
 
 
 @pytest.fixture(
-    params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)],
+    params=["simt", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.sanitizer])],
 )
 def device(request: pytest.FixtureRequest) -> str:
     """Where the CUDA kernels run: the CPU execution layer, or a GPU."""

@@ -470,6 +470,7 @@ def test_cuda_kernels_on_the_cpu_any_layout(simt):
 
 
 @pytest.mark.cuda
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [*CUDA_SHAPES, (2, 256, 56, 56, 1031)], ids=str)
 def test_cuda(dtype, shape):
