@@ -35,8 +35,9 @@ logger = logging.getLogger("benchmarks")
 PEER_SLACK = 1000.0
 """A peer may miss our accuracy contract by this factor and keep its time, marked; half-precision
 compositions do. Beyond it, its result counts as wrong."""
-SETTLE_S = 0.03
-"""Pause after a sample in a helper process, whose idle BLAS threads spin for a while."""
+SETTLE_S = 0.25
+"""Pause after a sample in a helper process, whose idle BLAS threads spin for a while: with 0.03 s
+the candidate that follows found one of two cores busy (median twice its minimum)."""
 ORACLE_THREADS = os.cpu_count() or 1
 
 Status = Literal["ok", "loose", "void", "not available"]
