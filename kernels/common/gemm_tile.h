@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Outer-product microkernel on packed panels, and the packing. For level units only.
+// Outer-product microkernel on packed panels. For level units only.
 //
 // A panel: [depth][kTileRows], rows broadcast. B panel: [depth][kTileCols], columns in lanes. Both
 // are contiguous so that the inner loop has no strided pointer; buffers are 64-byte aligned.
@@ -33,43 +33,6 @@ PW_INLINE void product_tile(const float* __restrict__ a, const float* __restrict
     }
     a += Rows;
     b += Vectors * kLanes;
-  }
-}
-
-// Packs `count` (at most Width) rows of length `depth` into panel[depth][Width]; missing rows are
-// `fill`. Strides are in elements. When `squared_norms` is given, it receives the Width sums of
-// squares (0 for missing rows), taken from the same values that are packed.
-template <typename Element, int Width>
-inline void pack_panel(const typename Element::Storage* rows, int64_t row_stride,
-                       int64_t column_stride, int count, int64_t depth, float fill, float* panel,
-                       float* squared_norms) {
-  VecF sums[Width] = {};
-  float block[Width][kLanes];
-  for (int64_t d0 = 0; d0 < depth; d0 += kLanes) {
-    const int n = depth - d0 < kLanes ? static_cast<int>(depth - d0) : kLanes;
-    for (int i = 0; i < Width; ++i) {
-      if (i >= count) {
-        store(block[i], splat(fill));
-        continue;
-      }
-      const typename Element::Storage* source = rows + i * row_stride + d0 * column_stride;
-      VecF values;
-      if (column_stride == 1) {
-        values = n == kLanes ? Element::load(source) : load_tail<Element>(source, n);
-      } else {
-        typename Element::Storage lanes[kLanes] = {};
-        for (int j = 0; j < n; ++j) lanes[j] = source[j * column_stride];
-        values = Element::load(lanes);
-      }
-      store(block[i], values);
-      sums[i] = fma(values, values, sums[i]);
-    }
-    for (int j = 0; j < n; ++j) {
-      for (int i = 0; i < Width; ++i) panel[(d0 + j) * Width + i] = block[i][j];
-    }
-  }
-  if (squared_norms != nullptr) {
-    for (int i = 0; i < Width; ++i) squared_norms[i] = i < count ? reduce_add(sums[i]) : 0.0f;
   }
 }
 

@@ -67,11 +67,6 @@ PW_INLINE VecF load_first(const float* p, int n, float fill) {
   for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? p[i] : fill;
   return load(lanes);
 }
-PW_INLINE void store_first(float* p, VecF v, int n) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int i = 0; i < n; ++i) p[i] = lanes[i];
-}
 
 // mask lanes are all ones or all zeros, as comparisons of vectors give them.
 PW_INLINE VecF select(VecI mask, VecF yes, VecF no) { return mask ? yes : no; }
