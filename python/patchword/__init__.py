@@ -21,6 +21,7 @@ _LAZY = {
     "ops": "patchword.ops",
     "use_backend": "patchword.ops",
     "explain": "patchword.ops",
+    "load": "patchword.systems",
 }
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Matcher",
     "__version__",
     "explain",
+    "load",
     "locate",
     "match",
     "ops",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from patchword.ops import use_backend as use_backend
     from patchword.structures import LocateResult as LocateResult
     from patchword.structures import MatchResult as MatchResult
+    from patchword.systems import load as load
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ def _parse(words: list[str]) -> tuple[str, CommonFlags | None]:
     if words[0] == "--version":
         print_line(f"patchword {__version__}")
         return "", None
-    for length in (2, 1):
+    for length in (3, 2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name, _parse_flags(name, words[length:])

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, its checkpoints and its records; it knows no system by name."""
