@@ -120,10 +120,12 @@ def exact_layer(image: Pixels, mask: Mask, draw: LayerDraw, room: tuple[int, int
 
 def _hull_corners(mask: Mask) -> Matrix:
     """Corners of the pixels on the convex hull of a mask, ``[n, 2]``."""
-    points = cv2.findNonZero(cv2.compare(mask, 127, cv2.CMP_GT))
-    if points is None:
+    rims, _ = cv2.findContours(
+        cv2.compare(mask, 127, cv2.CMP_GT), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    if not rims:
         raise RejectedSceneError
-    hull = cv2.convexHull(points).reshape(-1, 2).astype(np.float64)
+    hull = cv2.convexHull(np.concatenate(rims)).reshape(-1, 2).astype(np.float64)
     steps = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=np.float64)
     return (hull[:, None] + steps).reshape(-1, 2)
 

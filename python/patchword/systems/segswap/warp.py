@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ Pixels = npt.NDArray[np.uint8]
 _EPSILON = 1e-8
 _INVERSE_TOLERANCE = 1e-9
 _INVERSE_ACCEPTED = 1e-4
+_INVERSE_REACH = 1.2
 # Picture maps are evaluated at every 8th pixel and interpolated: a spline of a few control points
 # is smooth, and a logarithm per control point and pixel would cost more than all other stages.
 _MAP_STEP = 8
@@ -46,35 +48,58 @@ class ThinPlate:
         """Map points ``[..., 2]``."""
         wanted = np.asarray(points, dtype=np.float64)
         flat = wanted.reshape(-1, 2)
-        mapped = (
-            self.affine[0] + flat @ self.affine[1:] + _kernel(flat, self.centers) @ (self.weights)
-        )
-        shaped: Matrix = mapped.reshape(wanted.shape)
-        return shaped
+        bent = _kernel(_squared(flat, self.centers)) @ self.weights
+        mapped: Matrix = (self.affine[0] + flat @ self.affine[1:] + bent).reshape(wanted.shape)
+        return mapped
 
-    def inverse(self, points: npt.ArrayLike, *, steps: int = 40) -> Matrix:
-        """Find what maps to points ``[..., 2]``, by fixed-point steps from the affine inverse.
+    def inverse(self, points: npt.ArrayLike, *, steps: int = 12) -> Matrix:
+        """Find what maps to points ``[..., 2]``, by Newton's method from those points.
 
         Returns:
-            ``[..., 2]``; NaN where no point within half a picture around [-1, 1]² was found.
+            ``[..., 2]``; NaN where nothing was found in or close to [-1, 1]².
         """
         wanted = np.asarray(points, dtype=np.float64)
         flat = wanted.reshape(-1, 2)
-        linear = np.linalg.inv(self.affine[1:])
-        found = np.clip((flat - self.affine[0]) @ linear, -2.0, 2.0)
-        miss = flat - self(found)
+        found = np.clip(flat, -_INVERSE_REACH, _INVERSE_REACH)
         for _ in range(steps):
+            value, slope = self._with_slope(found)
+            miss = flat - value
             if float(np.abs(miss).max(initial=0.0)) < _INVERSE_TOLERANCE:
                 break
-            found = np.clip(found + miss @ linear, -2.0, 2.0)
-            miss = flat - self(found)
-        lost = np.abs(miss).max(axis=-1, keepdims=True) > _INVERSE_ACCEPTED
+            determinant = slope[:, 0, 0] * slope[:, 1, 1] - slope[:, 0, 1] * slope[:, 1, 0]
+            determinant = np.where(np.abs(determinant) < _EPSILON, _EPSILON, determinant)
+            step_x = miss[:, 0] * slope[:, 1, 1] - miss[:, 1] * slope[:, 1, 0]
+            step_y = miss[:, 1] * slope[:, 0, 0] - miss[:, 0] * slope[:, 0, 1]
+            step = np.stack([step_x, step_y], axis=-1) / determinant[:, None]
+            found = np.clip(found + step, -_INVERSE_REACH, _INVERSE_REACH)
+        lost = np.abs(flat - self(found)).max(axis=-1, keepdims=True) > _INVERSE_ACCEPTED
         solved: Matrix = np.where(lost, np.nan, found).reshape(wanted.shape)
         return solved
 
+    def _with_slope(self, points: Matrix) -> tuple[Matrix, Matrix]:
+        """Values ``[n, 2]`` and derivatives ``[n, input, output]`` at points ``[n, 2]``."""
+        squared = _squared(points, self.centers)
+        logs = np.log(squared + _EPSILON)
+        value = self.affine[0] + points @ self.affine[1:] + (0.5 * squared * logs) @ self.weights
+        # The kernel's gradient is rate * (point - centre).
+        rate = logs + squared / (squared + _EPSILON)
+        pulled = rate @ self.weights
+        slope = np.empty((len(points), 2, 2))
+        for axis in (0, 1):
+            pushed = rate @ (self.centers[:, axis : axis + 1] * self.weights)
+            slope[:, axis] = self.affine[1 + axis] + points[:, axis : axis + 1] * pulled - pushed
+        return value, slope
 
-def _kernel(points: Matrix, centers: Matrix) -> Matrix:
-    squared = ((points[:, None] - centers[None]) ** 2).sum(axis=-1)
+
+def _squared(points: Matrix, centers: Matrix) -> Matrix:
+    """Squared distances ``[n, K]``."""
+    x = points[:, :1] - centers[:, 0]
+    y = points[:, 1:] - centers[:, 1]
+    distances: Matrix = x * x + y * y
+    return distances
+
+
+def _kernel(squared: Matrix) -> Matrix:
     values: Matrix = 0.5 * squared * np.log(squared + _EPSILON)
     return values
 
@@ -103,7 +128,7 @@ def fit_thin_plate(source: npt.ArrayLike, target: npt.ArrayLike) -> ThinPlate:
     count = len(src)
     plane = np.concatenate([np.ones((count, 1)), src], axis=1)
     system = np.zeros((count + 3, count + 3))
-    system[:count, :count] = _kernel(src, dst)
+    system[:count, :count] = _kernel(_squared(src, dst))
     system[:count, count:] = plane
     system[count:, :count] = plane.T
     right = np.concatenate([dst, np.zeros((3, 2))])
@@ -149,30 +174,47 @@ def warp_picture(image: Pixels, warp: ThinPlate, *, published: bool = False) -> 
             centred (fault T15).
     """
     height, width = image.shape[:2]
+    extent = np.array([width, height]) / 2.0
     if published:
-        places = (warp(_lattice(height, width, published=True)) + 1.0) / 2.0
+        maps = (warp(_lattice(height, width, published=True)) + 1.0) * extent - 0.5
     else:
-        rows, columns = -(-height // _MAP_STEP) + 3, -(-width // _MAP_STEP) + 3
-        coarse_x = (np.arange(columns) - 1.0) * _MAP_STEP / width * 2.0 - 1.0
-        coarse_y = (np.arange(rows) - 1.0) * _MAP_STEP / height * 2.0 - 1.0
-        coarse = (warp(np.stack(np.meshgrid(coarse_x, coarse_y), axis=-1)) + 1.0) / 2.0
-        places = _spread(coarse.astype(np.float32), height, width)
-    maps = (places * (width, height) - 0.5).astype(np.float32)
+        ticks_y, spread_y = _knots(height)
+        ticks_x, spread_x = _knots(width)
+        coarse = (warp(np.stack(np.meshgrid(ticks_x, ticks_y), axis=-1)) + 1.0) * extent - 0.5
+        maps = np.stack([spread_y @ coarse[..., axis] @ spread_x.T for axis in (0, 1)], axis=-1)
     drawn: Pixels = cv2.remap(
-        image, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+        image,
+        maps.astype(np.float32),
+        None,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
     )
     return drawn
 
 
-def _spread(coarse: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """Interpolate a map known at corners of 8 x 8 blocks, from one block outside, to pixels."""
-    rows, columns = coarse.shape[:2]
-    # Cubic resizing takes coarse values as centres of blocks: half a block lies before the first.
-    size = (columns * _MAP_STEP, rows * _MAP_STEP)
-    dense = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
-    start = _MAP_STEP + _MAP_STEP // 2
-    cut: npt.NDArray[np.float32] = dense[start : start + height, start : start + width]
-    return cut
+@lru_cache(maxsize=16)
+def _knots(side: int) -> tuple[Matrix, Matrix]:
+    """Knots every few pixels, and cubic interpolation from them to the centres of all pixels.
+
+    Returns:
+        Positions of the knots in [-1, 1] and a little beyond, ``[n]``, and weights ``[side, n]``.
+    """
+    count = -(-side // _MAP_STEP) + 3
+    place = (np.arange(side) + 0.5) / _MAP_STEP + 1.0
+    first = np.floor(place).astype(np.int64) - 1
+    t = place - first
+    # Lagrange's cubic through knots 0, 1, 2, 3 at t in [1, 2].
+    weights = [
+        -(t - 1) * (t - 2) * (t - 3) / 6,
+        t * (t - 2) * (t - 3) / 2,
+        -t * (t - 1) * (t - 3) / 2,
+        t * (t - 1) * (t - 2) / 6,
+    ]
+    spread = np.zeros((side, count))
+    for k, weight in enumerate(weights):
+        spread[np.arange(side), first + k] = weight
+    return (np.arange(count) - 1.0) * _MAP_STEP * (2.0 / side) - 1.0, spread
 
 
 def _lattice(height: int, width: int, *, published: bool) -> Matrix:
