@@ -15,9 +15,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
-Planes = npt.NDArray[np.float32]
 _ERODE = 3
 _FEATHER = 3.0
 
@@ -101,72 +102,70 @@ def clone(patch: Pixels, mask: Pixels, background: Pixels) -> Pixels:
     inner = cv2.erode(
         mask, kernel, iterations=_ERODE, borderType=cv2.BORDER_CONSTANT, borderValue=0
     )
-    chosen = (inner > 0).astype(np.float32)
-    below = np.ascontiguousarray(background.transpose(2, 0, 1), dtype=np.float32)
-    lead = patch.transpose(2, 0, 1) - below
+    chosen = (inner > 0).astype(np.float32)[:, :, None]
+    below = background.astype(np.float32)
+    lead = patch - below
     # What is to be added to the background has zeros on the rim and, inside the mask, the
     # gradients of patch minus background.
-    along_x = (lead[:, 1:-1, 1:] - lead[:, 1:-1, :-1]) * chosen[1:-1, :-1]
-    along_y = (lead[:, 1:, 1:-1] - lead[:, :-1, 1:-1]) * chosen[:-1, 1:-1]
-    divergence = along_x[:, :, 1:] - along_x[:, :, :-1]
-    divergence += along_y[:, 1:] - along_y[:, :-1]
-    below[:, 1:-1, 1:-1] += _solve_poisson(divergence)
+    along_x = (lead[1:-1, 1:] - lead[1:-1, :-1]) * chosen[1:-1, :-1]
+    along_y = (lead[1:, 1:-1] - lead[:-1, 1:-1]) * chosen[:-1, 1:-1]
+    divergence = along_x[:, 1:] - along_x[:, :-1]
+    divergence += along_y[1:] - along_y[:-1]
+    below[1:-1, 1:-1] += solve_poisson(torch.from_numpy(divergence)).numpy()
     # OpenCV cuts fractions off, so we do.
-    return np.clip(below, 0, 255, out=below).astype(np.uint8).transpose(1, 2, 0)
+    return np.clip(below, 0, 255, out=below).astype(np.uint8)
 
 
-def _solve_poisson(right: Planes) -> Planes:
-    """Solve the five-point Laplacian ``[C, h, w]`` with zeros around, by its eigenvectors."""
-    height, width = right.shape[1:]
-    values_y, values_x = _eigenvalues(height), _eigenvalues(width)
-    across = right.transpose(0, 2, 1)
-    spectrum = _analyse(_analyse(across, width).transpose(0, 2, 1), height)
-    spectrum /= values_y[:, None] + values_x
-    columns = _synthesise(spectrum, height)
-    return _synthesise(columns.transpose(0, 2, 1), width).transpose(0, 2, 1)
+def solve_poisson(right: Tensor) -> Tensor:
+    """Solve the five-point Laplacian ``[h, w, C]`` with zeros around it, by its eigenvectors."""
+    height, width = right.shape[:2]
+    along_x = _analyse(right.transpose(0, 1).contiguous())
+    spectrum = _analyse(along_x.transpose(0, 1).contiguous())
+    spectrum /= (_eigenvalues(height)[:, None] + _eigenvalues(width))[:, :, None]
+    along_y = _synthesise(spectrum)
+    return _synthesise(along_y.transpose(0, 1).contiguous()).transpose(0, 1)
 
 
-def _analyse(values: Planes, count: int) -> Planes:
-    """Sine transform over axis 1; waves that are even about the middle come first, then odd ones.
+def _analyse(values: Tensor) -> Tensor:
+    """Sine transform over axis 0; waves that are even about the middle come first, then odd ones.
 
     Splitting by symmetry halves the work of the matrix products.
     """
+    count = len(values)
     even, odd = _sines(count)
     half = count // 2
-    front, back = values[:, :half], values[:, : count - half - 1 : -1]
+    front, back = values[:half], values[count - half :].flip(0)
     folded = front + back
     if count % 2:
-        folded = np.concatenate([folded, values[:, half : half + 1]], axis=1)
-    return np.concatenate([even.T @ folded, odd.T @ (front - back)], axis=1)
+        folded = torch.cat([folded, values[half : half + 1]])
+    parts = (even.T @ folded.flatten(1), odd.T @ (front - back).flatten(1))
+    return torch.cat(parts).view(values.shape)
 
 
-def _synthesise(spectrum: Planes, count: int) -> Planes:
+def _synthesise(spectrum: Tensor) -> Tensor:
     """Undo :func:`_analyse`."""
+    count = len(spectrum)
     even, odd = _sines(count)
     half = count // 2
-    symmetric = even @ spectrum[:, : even.shape[1]]
-    skew = odd @ spectrum[:, even.shape[1] :]
-    values = np.empty_like(spectrum)
-    values[:, :half] = symmetric[:, :half] + skew
-    values[:, : count - half - 1 : -1] = symmetric[:, :half] - skew
-    if count % 2:
-        values[:, half] = symmetric[:, half]
-    return values
+    flat = spectrum.flatten(1)
+    symmetric, skew = even @ flat[: even.shape[1]], odd @ flat[even.shape[1] :]
+    outer = symmetric[:half]
+    parts = [outer + skew, symmetric[half:], (outer - skew).flip(0)]
+    return torch.cat(parts).view(spectrum.shape)
 
 
 @lru_cache(maxsize=256)
-def _sines(count: int) -> tuple[Planes, Planes]:
+def _sines(count: int) -> tuple[Tensor, Tensor]:
     """First half of the orthonormal sine waves of ``count`` points: even ones and odd ones."""
     places = np.arange(1, count - count // 2 + 1)
     waves = np.arange(1, count + 1)
     matrix = np.sqrt(2.0 / (count + 1)) * np.sin(np.pi / (count + 1) * np.outer(places, waves))
-    wave_rows = matrix.astype(np.float32)
-    return np.ascontiguousarray(wave_rows[:, 0::2]), np.ascontiguousarray(
-        wave_rows[: count // 2, 1::2]
-    )
+    rows = torch.from_numpy(matrix.astype(np.float32))
+    return rows[:, 0::2].contiguous(), rows[: count // 2, 1::2].contiguous()
 
 
-def _eigenvalues(count: int) -> Planes:
+@lru_cache(maxsize=1024)
+def _eigenvalues(count: int) -> Tensor:
     """Eigenvalues of the second difference, in the order of :func:`_analyse`."""
     values = 2.0 * np.cos(np.pi / (count + 1) * np.arange(1, count + 1)) - 2.0
-    return np.concatenate([values[0::2], values[1::2]]).astype(np.float32)
+    return torch.from_numpy(np.concatenate([values[0::2], values[1::2]]).astype(np.float32))

@@ -157,7 +157,7 @@ def _compose(
             image1, matrix = _paste(layer, image1, room, recipe, rng)
         with clock.stage("correspondences"):
             flow01 = affine_flow(matrix, recipe.grid, size)
-            flow10 = affine_flow(np.linalg.inv(matrix), recipe.grid, size)
+            flow10 = affine_flow(np.linalg.inv(matrix).astype(np.float64), recipe.grid, size)
             flows.append((flow01, flow10))
             final.append(cycle_masks(grid_mask(mask, recipe.grid), flow01, flow10))
     with clock.stage("correspondences"):

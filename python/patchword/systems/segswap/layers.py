@@ -127,7 +127,8 @@ def _hull_corners(mask: Mask) -> Matrix:
         raise RejectedSceneError
     hull = cv2.convexHull(np.concatenate(rims)).reshape(-1, 2).astype(np.float64)
     steps = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=np.float64)
-    return (hull[:, None] + steps).reshape(-1, 2)
+    corners: Matrix = (hull[:, None] + steps).reshape(-1, 2)
+    return corners
 
 
 def _resample(

@@ -214,10 +214,13 @@ def _knots(side: int) -> tuple[Matrix, Matrix]:
     spread = np.zeros((side, count))
     for k, weight in enumerate(weights):
         spread[np.arange(side), first + k] = weight
-    return (np.arange(count) - 1.0) * _MAP_STEP * (2.0 / side) - 1.0, spread
+    knots: Matrix = (np.arange(count) - 1.0) * _MAP_STEP * (2.0 / side) - 1.0
+    return knots, spread
 
 
 def _lattice(height: int, width: int, *, published: bool) -> Matrix:
+    x: Matrix
+    y: Matrix
     if published:
         x, y = np.linspace(-1.0, 1.0, width), np.linspace(-1.0, 1.0, height)
     else:
