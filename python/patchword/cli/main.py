@@ -14,6 +14,7 @@ import tyro
 from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
+from patchword.cli.data import DataSegswap
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.locate import Locate
@@ -25,6 +26,7 @@ from patchword.errors import ConfigError, OptionError, PatchwordError
 COMMANDS: dict[str, type[CommonFlags]] = {
     "match": Match,
     "locate": Locate,
+    "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
     "train": Train,
