@@ -14,6 +14,7 @@ from torch import Tensor
 from patchword.errors import OptionError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
+from patchword.ops.attention import native
 from patchword.ops.attention.reference import attention_reference
 from patchword.ops.attention.streams import Keys, Stream, autocasted, check_scale, make_stream
 
@@ -31,13 +32,16 @@ def _always(*tensors: Tensor) -> None:
     return None
 
 
-refusals: dict[Backend, _backends.Refusal] = {"reference": _always}
+refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
 
 
-def _run(op: str, backend: Backend | None, *streams: Stream) -> list[tuple[Tensor, Tensor]]:
-    """Output and log-sum-exp of each stream."""
+def _run(
+    op: str, backend: Backend | None, want_lse: bool, *streams: Stream
+) -> list[tuple[Tensor, Tensor]]:
+    """Output and log-sum-exp of each stream; the latter only if wanted."""
     first = streams[0]
-    _backends.choose(op, refusals, backend, first.q, first.k, first.v)
+    if _backends.choose(op, refusals, backend, first.q, first.k, first.v) == "native":
+        return native.attention_native(streams, want_lse)
     return [attention_reference(stream) for stream in streams]
 
 
@@ -107,7 +111,7 @@ def attention(
         Keys(key_mask, key_lengths, key_offsets),
         offsets,
     )
-    ((out, lse),) = _run("attention", backend, stream)
+    ((out, lse),) = _run("attention", backend, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
@@ -181,7 +185,7 @@ def pair_attention(
         suffix, k, v, keys = sets[1 - side if cross else side]
         names = (f"q{side}", f"k{suffix}", f"v{suffix}")
         streams.append(make_stream(op, names, (q, k, v), factor, keys, None, suffix))
-    (out0, lse0), (out1, lse1) = _run(op, backend, *streams)
+    (out0, lse0), (out1, lse1) = _run(op, backend, return_lse, *streams)
     return (out0, out1, lse0, lse1) if return_lse else (out0, out1)
 
 
@@ -254,6 +258,7 @@ def co_attention(
     (out0, lse0), (out1, lse1) = _run(
         op,
         backend,
+        return_lse,
         make_stream(op, ("q0", "k1", "v1"), (q0, k1, v1), factor, keys1, offsets0, "1"),
         make_stream(op, ("q1", "k0", "v0"), (q1, k0, v0), factor, keys0, offsets1, "0"),
     )
@@ -325,7 +330,7 @@ def value_attention(
     stream, dtype = _value_stream(
         "value_attention", v, scale, Keys(key_mask, key_lengths), normalize
     )
-    ((out, lse),) = _run("value_attention", backend, stream)
+    ((out, lse),) = _run("value_attention", backend, return_lse, stream)
     return (out.to(dtype), lse) if return_lse else out.to(dtype)
 
 
@@ -380,9 +385,9 @@ def dual_attention(
     ordinary = make_stream(op, ("q", "k", "v"), (q, k, v), factor, keys, None)
     values, dtype = _value_stream(op, v, value_scale, keys, normalize)
     if values.v.dtype == dtype:
-        (out, lse), (value_out, value_lse) = _run(op, backend, ordinary, values)
+        (out, lse), (value_out, value_lse) = _run(op, backend, return_lse, ordinary, values)
     else:
-        ((out, lse),) = _run(op, backend, ordinary)
-        ((value_out, value_lse),) = _run(op, backend, values)
+        ((out, lse),) = _run(op, backend, return_lse, ordinary)
+        ((value_out, value_lse),) = _run(op, backend, return_lse, values)
     value_out = value_out.to(dtype)
     return (out, value_out, lse, value_lse) if return_lse else (out, value_out)
