@@ -320,7 +320,7 @@ class CrossTransformer(nn.Module):
         return self._head(finished, anchors)
 
     def _meet(self, first: ImageTokens, second: ImageTokens) -> tuple[ImageTokens, ImageTokens]:
-        """Tell the tokens of two pictures how they match without training, where there is a prior."""
+        """Tell tokens how the two pictures match without training, where there is a prior."""
         if self.prior is None:
             return first, second
         assert first.maps is not None
