@@ -13,6 +13,7 @@ import tyro
 
 from patchword import __version__
 from patchword.cli import common
+from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
@@ -26,6 +27,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "locate": Locate,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "app": App,
     "env": Env,
     "ops list": OpsList,
     "ops explain": OpsExplain,
