@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 import pytest
+
 from patchword.cli.main import main
 
 pytest.importorskip("starlette", reason="the extra app is not installed")
