@@ -7,6 +7,7 @@
 namespace py = pybind11;
 
 namespace patchword::bindings {
+void bind_attention(py::module_& module);
 void bind_sample_features(py::module_& module);
 void bind_patch_similarity(py::module_& module);
 void bind_correspondence(py::module_& module);
@@ -17,6 +18,7 @@ PYBIND11_MODULE(_C, module) {
   using namespace patchword::bindings;
   module.doc() = "Compiled kernels of patchword: addresses, sizes and strides in, status out.";
   bind_runtime(module);
+  bind_attention(module);
   bind_sample_features(module);
   bind_patch_similarity(module);
   bind_correspondence(module);

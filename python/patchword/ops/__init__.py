@@ -8,6 +8,13 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.attention import (
+    attention,
+    co_attention,
+    dual_attention,
+    pair_attention,
+    value_attention,
+)
 from patchword.ops.correspondence import (
     CycleConsistency,
     Matches,
@@ -29,7 +36,10 @@ __all__ = [
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
+    "attention",
+    "co_attention",
     "cycle_consistency",
+    "dual_attention",
     "dual_softmax_matches",
     "explain",
     "explain_environment",
@@ -39,14 +49,21 @@ __all__ = [
     "mutual_nearest_neighbors",
     "nearest_neighbors",
     "pack_queries",
+    "pair_attention",
     "patch_similarity",
     "sample_features",
     "upsampled_confusion",
     "use_backend",
+    "value_attention",
 ]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "attention": "attention",
+    "co_attention": "attention",
+    "dual_attention": "attention",
+    "pair_attention": "attention",
+    "value_attention": "attention",
     "cycle_consistency": "correspondence",
     "dual_softmax_matches": "correspondence",
     "match_logsumexp": "correspondence",
