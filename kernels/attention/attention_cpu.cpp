@@ -13,6 +13,7 @@ namespace patchword {
 namespace PW_LEVEL {
 namespace {
 
+constexpr SplitQueries kSplit = {kBlockQueries};
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
@@ -198,11 +199,7 @@ void run_problem(const AttentionParams& p, const AttentionProblem& problem, int6
   int64_t keys = problem.num_keys;
   const int32_t* index = nullptr;
   if (const uint8_t* mask = attention_mask(problem)) {
-    keys = 0;
-    for (int64_t i = 0; i < problem.num_keys; ++i) {
-      scratch.visible[keys] = static_cast<int32_t>(i);
-      keys += mask[i] != 0;
-    }
+    keys = attention_visible(problem, mask, scratch.visible);
     index = scratch.visible;
   }
   if (keys > 0) {
@@ -244,7 +241,7 @@ int threads_for(const AttentionParams& p, int64_t cost, int threads) {
 
 template <typename Element, typename Product>
 Status forward_as(const AttentionParams& p, int threads) {
-  const AttentionSize size = attention_size(p, kBlockQueries);
+  const AttentionSize size = attention_size(p, kSplit);
   threads = threads_for(p, size.cost, threads);
   const int64_t bytes = scratch_bytes(p, size.most_keys);
   if (p.workspace_bytes < bytes * threads) return invalid("workspace is too small");
@@ -252,7 +249,7 @@ Status forward_as(const AttentionParams& p, int threads) {
     for (int64_t t = begin; t < end; ++t) {
       const Scratch scratch =
           scratch_at(static_cast<char*>(p.workspace) + t * bytes, size.most_keys, p.dim);
-      attention_share(p, kBlockQueries, size.cost, static_cast<int>(t), threads,
+      attention_share(p, kSplit, size.cost, static_cast<int>(t), threads,
                       [&](const AttentionProblem& problem, int64_t first, int64_t last) {
                         run_problem<Element, Product>(p, problem, first, last, scratch);
                       });
@@ -281,7 +278,7 @@ Status forward(const AttentionParams& p, int threads) {
 
 int64_t forward_workspace(const AttentionParams& p, int threads) {
   if (!attention_check(p).ok()) return 0;
-  const AttentionSize size = attention_size(p, kBlockQueries);
+  const AttentionSize size = attention_size(p, kSplit);
   return scratch_bytes(p, size.most_keys) * threads_for(p, size.cost, threads);
 }
 

@@ -59,10 +59,22 @@ PW_PORTABLE int64_t attention_offset(const AttentionProblem& problem, int64_t fi
   return problem.b * stride[0] + problem.h * stride[1] + first_row * stride[2];
 }
 
-// Work of one block of `block` queries: proportional to the keys, plus what a block costs anyway.
-PW_PORTABLE int64_t attention_block_cost(const AttentionProblem& problem) {
-  return problem.num_keys + 16;
-}
+// How a problem is cut into units of equal work, and what one of them costs: proportional to the
+// arithmetic, plus what a unit costs anyway.
+struct SplitQueries {
+  int64_t block;
+  int64_t units(const AttentionProblem& p) const { return (p.num_queries + block - 1) / block; }
+  int64_t cost(const AttentionProblem& p) const { return p.num_keys + 16; }
+};
+struct SplitKeys {
+  int64_t block;
+  int64_t units(const AttentionProblem& p) const { return (p.num_keys + block - 1) / block; }
+  int64_t cost(const AttentionProblem& p) const { return p.num_queries + 16; }
+};
+struct SplitProblems {
+  int64_t units(const AttentionProblem&) const { return 1; }
+  int64_t cost(const AttentionProblem& p) const { return p.num_queries * p.num_keys / 16 + 16; }
+};
 
 PW_PORTABLE Status attention_check_offsets(const int64_t* offsets, int64_t batch, int64_t rows) {
   if (offsets == nullptr) return ok_status();
@@ -88,43 +100,54 @@ PW_PORTABLE Status attention_check(const AttentionParams& p) {
 }
 
 struct AttentionSize {
-  int64_t cost;      // of all blocks of all problems
+  int64_t cost;       // of all units of all problems
   int64_t most_keys;  // of one problem
 };
 
-PW_PORTABLE AttentionSize attention_size(const AttentionParams& p, int64_t block) {
+template <typename Split>
+PW_PORTABLE AttentionSize attention_size(const AttentionParams& p, const Split& split) {
   AttentionSize size{};
   const int64_t problems = attention_problems(p);
   for (int64_t i = 0; i < problems; i += p.heads) {
     const AttentionProblem problem = attention_problem(p, i);
-    const int64_t blocks = (problem.num_queries + block - 1) / block;
-    size.cost += p.heads * blocks * attention_block_cost(problem);
+    size.cost += p.heads * split.units(problem) * split.cost(problem);
     if (problem.num_keys > size.most_keys) size.most_keys = problem.num_keys;
   }
   return size;
 }
 
-// body(problem, first block, end block) for the part of the work that belongs to this thread: the
-// blocks whose work begins in the thread's share of the whole.
-template <typename Body>
-PW_PORTABLE void attention_share(const AttentionParams& p, int64_t block, int64_t cost, int thread,
-                                 int threads, Body&& body) {
+// body(problem, first unit, end unit) for the part of the work that belongs to this thread: the
+// units whose work begins in the thread's share of the whole.
+template <typename Split, typename Body>
+PW_PORTABLE void attention_share(const AttentionParams& p, const Split& split, int64_t cost,
+                                 int thread, int threads, Body&& body) {
   const int64_t begin = cost * thread / threads;
   const int64_t end = cost * (thread + 1) / threads;
   const int64_t problems = attention_problems(p);
   int64_t at = 0;
   for (int64_t i = 0; i < problems && at < end; ++i) {
     const AttentionProblem problem = attention_problem(p, i);
-    const int64_t blocks = (problem.num_queries + block - 1) / block;
-    const int64_t each = attention_block_cost(problem);
-    // Blocks with begin <= at + k * each < end.
+    const int64_t units = split.units(problem);
+    const int64_t each = split.cost(problem);
+    // Units u with begin <= at + u * each < end.
     int64_t first = at >= begin ? 0 : (begin - at + each - 1) / each;
     int64_t last = (end - at + each - 1) / each;
-    if (first > blocks) first = blocks;
-    if (last > blocks) last = blocks;
+    if (first > units) first = units;
+    if (last > units) last = units;
     if (first < last) body(problem, first, last);
-    at += blocks * each;
+    at += units * each;
   }
+}
+
+// Numbers of the keys that take part, for a problem with a mask; returns how many they are.
+PW_PORTABLE int64_t attention_visible(const AttentionProblem& problem, const uint8_t* mask,
+                                      int32_t* visible) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < problem.num_keys; ++i) {
+    visible[count] = static_cast<int32_t>(i);
+    count += mask[i] != 0;
+  }
+  return count;
 }
 
 }  // namespace patchword

@@ -37,6 +37,10 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "dual_softmax_matches": lambda: (_descriptors(), {}),
     "mask_upsample": lambda: ((torch.randn(1, 3, 4, 4), (9, 7)), {"output": "labels"}),
     "match_logsumexp": lambda: (_descriptors(), {}),
+    "match_score": lambda: (
+        (*_descriptors(), torch.rand(2, 5, 2), torch.rand(2, 5)),
+        {"grid": (1, 7)},
+    ),
     "mutual_nearest_neighbors": lambda: (_descriptors(), {}),
     "nearest_neighbors": lambda: (_descriptors(), {}),
     "pair_attention": lambda: (_tokens(6), {"cross": True}),

@@ -15,6 +15,7 @@ from patchword import __version__
 from patchword.cli import common
 from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
+from patchword.cli.convert import ConvertSegswap
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.locate import Locate
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
     "app": App,
+    "convert segswap": ConvertSegswap,
     "env": Env,
     "ops list": OpsList,
     "ops explain": OpsExplain,

@@ -26,6 +26,7 @@ from patchword.ops.correspondence import (
     nearest_neighbors,
 )
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
+from patchword.ops.match_score import match_score
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
@@ -46,6 +47,7 @@ __all__ = [
     "intersection_and_union",
     "mask_upsample",
     "match_logsumexp",
+    "match_score",
     "mutual_nearest_neighbors",
     "nearest_neighbors",
     "pack_queries",
@@ -70,6 +72,7 @@ OPS: dict[str, str] = {
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
+    "match_score": "match_score",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
     "upsampled_confusion": "mask_upsample",

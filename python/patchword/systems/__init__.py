@@ -12,7 +12,7 @@ from patchword.errors import OptionError
 __all__ = ["SYSTEMS", "load"]
 
 # Name of a system -> the module whose `load` makes it.
-SYSTEMS: dict[str, str] = {}
+SYSTEMS: dict[str, str] = {"segswap": "patchword.systems.segswap"}
 
 
 def load(name: str, checkpoint: str | Path | None = None, **options: Any) -> Any:
