@@ -16,6 +16,7 @@ from patchword.cli import common
 from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.convert import ConvertSegswap
+from patchword.cli.data import DataSegswap
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.locate import Locate
@@ -26,6 +27,7 @@ from patchword.errors import ConfigError, OptionError, PatchwordError
 COMMANDS: dict[str, type[CommonFlags]] = {
     "match": Match,
     "locate": Locate,
+    "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
     "app": App,
