@@ -14,8 +14,10 @@ import tyro
 from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
+from patchword.cli.data import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
+from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
 from patchword.cli.ops import OpsExplain, OpsList
@@ -27,6 +29,8 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "locate": Locate,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "evaluate sketchseg": EvaluateSketchseg,
+    "data sketchseg": DataSketchseg,
     "train": Train,
     "env": Env,
     "ops list": OpsList,

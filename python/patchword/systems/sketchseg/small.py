@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from patchword.backbones.efficientnet_lite import EfficientNetLite0
+from patchword.backbones.efficientnet_lite import ConvNorm, EfficientNetLite0
 from patchword.errors import ShapeError
 
 # Where the blocks of EfficientNet-Lite0 end that lie at strides 8, 16 and 32, and their channels.
@@ -49,7 +50,7 @@ class _Mixer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(width)
         self.pointwise = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class _Lateral(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.conv(x))
@@ -107,6 +108,19 @@ class SmallSketchNet(nn.Module):
         self.out = nn.Conv2d(width, self.config.dimension, 1)
         self.text = nn.Linear(self.config.text_dimension, self.config.dimension, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
+
+    def fold(self) -> SmallSketchNet:
+        """Fold every norm into its convolution and freeze; returns the network itself."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()
+            elif isinstance(module, _Lateral):
+                module.conv, module.norm = _fused(module.conv, module.norm), nn.Identity()
+            elif isinstance(module, _Mixer):
+                module.depthwise = _fused(module.depthwise, module.norm)
+                module.norm = nn.Identity()
+        return self.requires_grad_(False)
 
     def encode_ink(self, ink: Tensor) -> Tensor:
         """Describe every patch of 8 x 8 pixels.
@@ -168,6 +182,10 @@ def average_templates(vectors: Sequence[Tensor]) -> Tensor:
 
 def _grown(small: Tensor, large: Tensor) -> Tensor:
     return F.interpolate(small, size=large.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.Identity) -> nn.Conv2d:
+    return fuse_conv_bn_eval(conv, norm) if isinstance(norm, nn.BatchNorm2d) else conv
 
 
 def _one_channel(conv: nn.Conv2d) -> nn.Conv2d:

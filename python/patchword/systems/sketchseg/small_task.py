@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from patchword.systems.sketchseg.compose import (
     compose_scene,
     scene_generator,
 )
-from patchword.systems.sketchseg.config import SmallTrainConfig
+from patchword.systems.sketchseg.train_config import SmallTrainConfig
 from patchword.systems.sketchseg.small import SmallSketchNet, average_templates
 from patchword.systems.sketchseg.small_data import (
     ComposedScenes,
@@ -31,6 +29,7 @@ from patchword.systems.sketchseg.small_data import (
     PointSample,
     network_ink,
 )
+from patchword.systems.sketchseg.small_encoder import encode_templates, small_header
 from patchword.training import Losses, LoopConfig, Task
 
 # Scenes of validations differ from those of training and of the report.
@@ -124,11 +123,7 @@ class SmallTask(Task):
 
     def metadata(self) -> dict[str, str]:
         """What the weights file says about itself."""
-        return {
-            "kind": "small",
-            "words": json.dumps(list(self.words)),
-            "config": json.dumps(vars(self.model.config)),
-        }
+        return small_header(self.model.config, self.words, self.config.templates)
 
     def _label(
         self, model: SmallSketchNet, scene: Scene, words: Tensor
@@ -171,17 +166,3 @@ def split_library(
         DrawingLibrary({word: part[:-validation] for word, part in first.drawings.items()}),
         DrawingLibrary({word: part[-validation:] for word, part in first.drawings.items()}),
     )
-
-
-def encode_templates(words: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Sentence vectors ``[templates, words, 384]``.
-
-    Raises:
-        CheckpointError: The sentence encoder is not installed.
-    """
-    from patchword.backbones.sentence import SentenceEncoder
-
-    encoder = SentenceEncoder()
-    vectors = [encoder.encode([template.format(word) for word in words]) for template in templates]
-    # Made under inference mode, such tensors cannot take part in training.
-    return torch.stack(vectors).clone()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from patchword.systems.sketchseg.config import TrainConfig
+from patchword.systems.sketchseg.train_config import TrainConfig
 from patchword.training import Task
 
 __all__ = ["TrainConfig", "create_task"]
