@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adapter after the blocks: published as cross-attention to text, exactly a global context.
 
-The published layer asks with tokens, compares with one text vector repeated for every token, and
-takes tokens as values. All keys are equal, so every softmax is uniform and the attention's answer is
-the mean of the values for each query, head and text. The collapsed form computes that mean once;
-the plain form computes the attention as published and is kept to check the other.
+In the published layer tokens ask, one text vector repeated for every token answers, and tokens are
+the values. All keys are equal, so every softmax is uniform and the attention gives the mean of the
+values for each query, head and text. The collapsed form computes that mean once; the plain form
+computes the attention as published and is kept to check the other.
 
 Source: Lin et al., "Zero-Shot Everything Sketch-Based Image Retrieval, and in Explainable Style",
 AAAI 2023, arXiv:2303.14348, for the layer that the published code starts from.

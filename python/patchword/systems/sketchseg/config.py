@@ -56,9 +56,9 @@ def config_from_json(text: str) -> SketchSegConfig:
     try:
         record: dict[str, Any] = json.loads(text)
         clip: dict[str, Any] = record.pop("clip")
-        towers = {"image": ImageConfig(**clip.pop("image")), "text": TextConfig(**clip.pop("text"))}
-        taps = tuple(record.pop("taps"))
-        return SketchSegConfig(clip=ClipConfig(**clip, **towers), taps=taps, **record)
+        image, text_config = ImageConfig(**clip.pop("image")), TextConfig(**clip.pop("text"))
+        towers = ClipConfig(image=image, text=text_config, **clip)
+        return SketchSegConfig(clip=towers, taps=tuple(record.pop("taps")), **record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"config_from_json: weights must say their sizes, got {text[:60]!r} ({error})."
