@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where weights come from: files in installed packages, found without running their code."""
+"""Where weights come from: installed packages, whose code is not run; and strict loading."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import hashlib
 import importlib.util
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load as load_safetensors_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchword.errors import CheckpointError
 
@@ -135,3 +136,28 @@ def load_state_dict(source: WeightsFile) -> dict[str, Tensor]:
             f"load_state_dict: {name} must hold a table of tensors, got {type(state).__name__}."
         )
     return dict(state)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load exactly these tensors into a module, in the module's element types.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message counts them and names the first.
+    """
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in state]
+    extra = [name for name in state if name not in wanted]
+    if missing or extra:
+        raise CheckpointError(
+            f"{where}: weights must have the {len(wanted)} tensors of this network, got "
+            f"{len(missing)} missing and {len(extra)} unexpected (first: {(missing + extra)[0]})."
+        )
+    for name, tensor in wanted.items():
+        if state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{where}: {name} must have shape {list(tensor.shape)}, "
+                f"got {list(state[name].shape)}."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(state[name]).all()):
+            raise CheckpointError(f"{where}: {name} must be finite, got NaN or infinity.")
+    module.load_state_dict(dict(state), strict=True)

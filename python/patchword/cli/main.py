@@ -19,6 +19,7 @@ from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
 from patchword.cli.ops import OpsExplain, OpsList
+from patchword.cli.train import Train
 from patchword.errors import ConfigError, OptionError, PatchwordError
 
 COMMANDS: dict[str, type[CommonFlags]] = {
@@ -26,6 +27,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "locate": Locate,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "train": Train,
     "env": Env,
     "ops list": OpsList,
     "ops explain": OpsExplain,
