@@ -57,7 +57,9 @@ def test_missing_vocabulary_names_the_extra(monkeypatch):
     absent = WeightsFile("no_such_package_here", "nowhere", "x.gz", "0", tokenizer.REMEDY)
     monkeypatch.setattr(tokenizer, "_CARRIERS", (absent,))
     tokenizer._vocabulary.cache_clear()
-    with pytest.raises(CheckpointError, match=r'must be installed.*pip install "patchword\[clip\]"'):
+    with pytest.raises(
+        CheckpointError, match=r'must be installed.*pip install "patchword\[clip\]"'
+    ):
         ClipTokenizer()
 
 

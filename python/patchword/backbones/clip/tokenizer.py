@@ -12,6 +12,7 @@ import html
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class ClipTokenizer:
         symbols = [self._bytes[byte] for byte in word.encode("utf-8")]
         symbols[-1] += _WORD_END
         while len(symbols) > 1:
-            pairs = set(zip(symbols, symbols[1:], strict=False))
+            pairs = set(pairwise(symbols))
             best = min(pairs, key=lambda pair: self._ranks.get(pair, _MERGES))
             if best not in self._ranks:
                 break
