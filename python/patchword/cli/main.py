@@ -17,8 +17,10 @@ from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.convert import ConvertSegswap
 from patchword.cli.data import DataSegswap
+from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
+from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
 from patchword.cli.ops import OpsExplain, OpsList
@@ -33,6 +35,8 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "evaluate locate": EvaluateLocate,
     "app": App,
     "convert segswap": ConvertSegswap,
+    "evaluate sketchseg": EvaluateSketchseg,
+    "data sketchseg": DataSketchseg,
     "train": Train,
     "env": Env,
     "ops list": OpsList,
