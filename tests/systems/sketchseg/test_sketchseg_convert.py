@@ -109,11 +109,17 @@ def test_own_file_round_trip(model, tmp_path):
 
 def test_files_of_other_systems_are_refused(model, tmp_path):
     path = tmp_path / "other.safetensors"
-    save_file({"a": torch.zeros(1)}, path, {"format": "patchword-other/1"})
-    with pytest.raises(CheckpointError, match="must be of the sketch system"):
-        load_model(path)
-    save_file({"a": torch.zeros(1)}, path, {"format": "patchword-sketchseg/1", "config": "{}"})
-    with pytest.raises(CheckpointError, match="must say their sizes"):
+    for notes, message in (
+        ({"system": "segswap"}, "must be for system 'sketchseg', got 'segswap'"),
+        ({"system": "sketchseg", "kind": "small"}, "must be of kind 'clip', got 'small'"),
+        ({"system": "sketchseg", "kind": "clip", "config": "{}"}, "must say their sizes"),
+        ({}, "must be of the sketch network"),
+    ):
+        save_file({"a": torch.zeros(1)}, path, notes)
+        with pytest.raises(CheckpointError, match=message):
+            load_model(path)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="whole safetensors file"):
         load_model(path)
     torch.save({f"module.{n}": t for n, t in published(model).items()}, tmp_path / "model.pth")
     assert load_model(tmp_path / "model.pth").config == model.config

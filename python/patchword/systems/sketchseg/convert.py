@@ -3,30 +3,27 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from patchword.backbones.clip.checkpoint import check_names, read_tensors, strip_prefix
 from patchword.backbones.clip.config import infer_config
 from patchword.data.io import printable
 from patchword.errors import CheckpointError
-from patchword.inference.atomic import write_bytes
 from patchword.systems.sketchseg.config import (
     SketchSegConfig,
     config_from_json,
     config_to_json,
 )
-from patchword.systems.sketchseg.encoder import FORMAT
 from patchword.systems.sketchseg.model import SketchSegModel
+from patchword.training.checkpoint import load_weights, save_weights
 
-logger = logging.getLogger(__name__)
+SYSTEM, KIND = "sketchseg", "clip"
 
 _ADAPTER = "visual.transformer.ca."
 _PROMPTS = "visual.prompt_embeddings"
@@ -110,9 +107,9 @@ def save_model(model: SketchSegModel, path: Path, dtype: torch.dtype = torch.flo
     Raises:
         OutputError: The file cannot be written.
     """
-    tensors = {name: t.detach().to("cpu", dtype) for name, t in model.state_dict().items()}
-    notes = {"format": FORMAT, "kind": "clip", "config": config_to_json(model.config)}
-    return write_bytes(path, save({n: t.contiguous() for n, t in tensors.items()}, notes))
+    tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    notes = {"system": SYSTEM, "kind": KIND, "config": config_to_json(model.config)}
+    return save_weights(path, tensors, notes)
 
 
 def load_model(path: Path) -> SketchSegModel:
@@ -121,29 +118,32 @@ def load_model(path: Path) -> SketchSegModel:
     Raises:
         CheckpointError: The file is missing, damaged, unsafe or of another network.
     """
-    tensors = read_tensors(path)
-    notes = read_notes(path)
-    if "config" in notes:
-        return _filled(config_from_json(notes["config"]), tensors, "load_model")
-    return from_published(tensors)
+    if "system" not in read_notes(path):
+        return from_published(read_tensors(path))
+    tensors, notes = load_weights(path, system=SYSTEM)
+    if notes.get("kind") != KIND or "config" not in notes:
+        raise CheckpointError(
+            f"load_model: {printable(path)} must be of kind {KIND!r}, got {notes.get('kind')!r}."
+        )
+    return _filled(config_from_json(notes["config"]), tensors, "load_model")
 
 
 def read_notes(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file, empty for any other file.
+    """Header of a safetensors file; empty for any other file and for one that has none.
 
     Raises:
-        CheckpointError: The file says that it is of another system.
+        CheckpointError: The file cannot be read.
     """
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(path, framework="pt") as file:
-        notes: dict[str, str] = file.metadata() or {}
-    if notes.get("format", FORMAT) != FORMAT:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"load_model: {printable(path)} must be of the sketch system, got format "
-            f"{notes['format']!r}."
-        )
-    return notes
+            f"load_model: {printable(path)} must be a whole safetensors file, got: {reason}."
+        ) from error
 
 
 def _filled(config: SketchSegConfig, named: Mapping[str, Tensor], where: str) -> SketchSegModel:

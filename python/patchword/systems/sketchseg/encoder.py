@@ -12,9 +12,6 @@ from torch import Tensor
 
 from patchword.structures import ImageArray
 
-FORMAT = "patchword-sketchseg/1"
-"""Entry ``format`` in the metadata of a safetensors file that this system wrote."""
-
 
 @dataclass(frozen=True)
 class SegmentOptions:
@@ -26,7 +23,7 @@ class SegmentOptions:
             similarities, so that an absent category may stay empty.
         mode: Interpolation to the sketch's size; the published code is bilinear, its documentation
             bicubic.
-        threshold: An ink pixel whose best score is below stays unassigned.
+        threshold: An ink pixel whose best score is below stays unassigned; None assigns all.
         ink: Which pixels are ink: ``"luma"``: darker than ``ink_level``; ``"red_zero"`` and
             ``"not_white"``: the rules of the published demonstration and application.
         ink_level: Grey level from which on a pixel is paper, for ``"luma"``.
@@ -34,7 +31,7 @@ class SegmentOptions:
 
     scores: Literal["minmax", "cosine"] = "minmax"
     mode: Literal["bilinear", "bicubic"] = "bicubic"
-    threshold: float = 0.0
+    threshold: float | None = None
     ink: Literal["luma", "red_zero", "not_white"] = "luma"
     ink_level: int = 128
 
