@@ -19,6 +19,7 @@ from patchword.ops.correspondence import (
     nearest_neighbors,
 )
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
+from patchword.ops.pamr import pamr
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
@@ -39,6 +40,7 @@ __all__ = [
     "mutual_nearest_neighbors",
     "nearest_neighbors",
     "pack_queries",
+    "pamr",
     "patch_similarity",
     "sample_features",
     "upsampled_confusion",
@@ -53,6 +55,7 @@ OPS: dict[str, str] = {
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
+    "pamr": "pamr",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
     "upsampled_confusion": "mask_upsample",
