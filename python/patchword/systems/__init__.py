@@ -18,6 +18,7 @@ SYSTEMS: dict[str, str] = {"segswap": "patchword.systems.segswap"}
 # and `create_task(config) -> patchword.training.Task`.
 TRAINABLE: dict[str, str] = {
     "segswap": "patchword.systems.segswap.task",
+    "sketchseg": "patchword.systems.sketchseg.task",
 }
 
 

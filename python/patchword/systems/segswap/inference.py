@@ -375,7 +375,7 @@ class Segswap:
     def _regions(
         self, first: Described, second: Described, out0: Tensor, out1: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Shared-region maps ``[1, h, w]``, or ``[1, 4h, 4w]`` where the network makes them fine."""
+        """Shared-region maps ``[1, h, w]``, or ``[1, 4h, 4w]`` from a network that refines."""
         refiner, option = self.network.refiner, self.options.consistency
         if refiner is None or option != "none" or first.half is None or second.half is None:
             return _CONSISTENCY[option](out0, out1)
