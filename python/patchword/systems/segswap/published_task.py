@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from patchword.errors import ConfigError
 from patchword.metrics import average_precision
 from patchword.structures import ImageArray
+from patchword.systems.segswap.annotations import read_coco, read_cutouts, read_published
 from patchword.systems.segswap.checkpoint import load_backbone, load_network
 from patchword.systems.segswap.config import SegSwapConfig
 from patchword.systems.segswap.data import (
@@ -379,8 +380,6 @@ def open_pairs(config: PublishedConfig, *, seed: int) -> GeneratedPairs | Stored
         ConfigError: A path that the kind needs is not given.
         DatasetError: Files are missing or damaged.
     """
-    from patchword.systems.segswap import annotations
-
     pairs, recipe = config.pairs, config.recipe()
     needs: dict[str, Sequence[str]] = {
         "stored": ("folders",),
@@ -398,9 +397,9 @@ def open_pairs(config: PublishedConfig, *, seed: int) -> GeneratedPairs | Stored
     if pairs.kind == "regions":
         source = RegionSource.from_folder(pairs.images)
     elif pairs.kind == "cutouts":
-        source = annotations.read_cutouts(pairs.images)
+        source = read_cutouts(pairs.images)
     elif pairs.kind == "coco":
-        source = annotations.read_coco(pairs.images, pairs.annotations)
+        source = read_coco(pairs.images, pairs.annotations)
     else:
-        source = annotations.read_published(pairs.images, pairs.annotations)
+        source = read_published(pairs.images, pairs.annotations)
     return GeneratedPairs(source, recipe, seed=seed, length=pairs.length)
