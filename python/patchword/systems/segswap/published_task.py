@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from patchword.backbones import Backbone
 from patchword.errors import ConfigError
 from patchword.metrics import average_precision
 from patchword.structures import ImageArray
@@ -177,10 +178,28 @@ class PublishedTask(Task):
     system = "segswap"
     model: SegSwapNetwork
 
-    def __init__(self, network: SegSwapConfig, config: PublishedConfig, *, seed: int = 0) -> None:
-        """Build the network and name the pairs; no picture is read yet."""
+    def __init__(
+        self,
+        network: SegSwapConfig,
+        config: PublishedConfig,
+        *,
+        seed: int = 0,
+        backbone: Backbone | None = None,
+    ) -> None:
+        """Build the network; no picture is read yet.
+
+        Args:
+            network: What is trained.
+            config: Losses, negatives, where pairs come from.
+            seed: Of the pairs and pools.
+            backbone: A loaded one instead of that of the configuration.
+        """
         self.config, self.seed = config, seed
-        self.backbone = load_backbone(config.backbone or None, name=network.backbone)
+        self.backbone = (
+            backbone
+            if backbone is not None
+            else load_backbone(config.backbone or None, name=network.backbone)
+        )
         if config.initial:
             self.model = load_network(config.initial)
             self.model.backbone = None
