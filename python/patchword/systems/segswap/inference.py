@@ -48,6 +48,7 @@ class SegswapOptions:
         min_match: Least agreement of both masks for a cell to be listed as a match.
         max_matches: Longest list of matches.
         score_cells: Share of the cells, the surest ones, that a pair's score is the mean of.
+        score_consistency: Which masks that is: ``"pair"`` or ``"none"`` as for ``consistency``.
         batch: Pairs, or pictures to describe, in one call of the network.
         box_share: A query box is enlarged until its longest side is this share of the input's.
     """
@@ -58,6 +59,7 @@ class SegswapOptions:
     min_match: float = 0.25
     max_matches: int = 1000
     score_cells: float = 0.01
+    score_consistency: Literal["none", "pair"] = "pair"
     batch: int = 32
     box_share: float = 0.25
 
@@ -77,6 +79,13 @@ class SegswapOptions:
                 "SegswapOptions: batch must be at least 1, score_cells and box_share in (0, 1], "
                 f"got {self.batch}, {self.score_cells:g} and {self.box_share:g}."
             )
+
+
+def default_options(network: SegSwapNetwork) -> SegswapOptions:
+    """Options that suit a network: those that refine masks were tuned on their own masks."""
+    if network.refiner is None:
+        return SegswapOptions()
+    return SegswapOptions(score_consistency="none", score_cells=0.0055)
 
 
 def published_options(**changes: Any) -> SegswapOptions:
@@ -139,7 +148,7 @@ class Segswap:
 
         Args:
             network: In evaluation mode.
-            options: See :class:`SegswapOptions`.
+            options: See :class:`SegswapOptions`; None for :func:`default_options`.
             preprocess: How pictures are resized; None for what the weights were made for.
 
         Raises:
@@ -149,7 +158,7 @@ class Segswap:
             raise OptionError("Segswap: network must have a backbone, got features only.")
         self.network = network.eval()
         self.backbone: Backbone = network.backbone
-        self.options = options if options is not None else SegswapOptions()
+        self.options = options if options is not None else default_options(network)
         self.preprocess = preprocess if preprocess is not None else network.config.preprocess
 
     @torch.inference_mode()
@@ -228,7 +237,9 @@ class Segswap:
             mask1=self._mask(mask1[0], second),
             matches=matches,
             match_scores=scores,
-            score=self._pair_score(agreed0 * inside0, agreed1),
+            score=self._pair_score(out0[:, 2] * inside0, out1[:, 2])
+            if self.options.score_consistency == "none"
+            else self._pair_score(agreed0 * inside0, agreed1),
             image0=first.image,
             image1=second.image,
         )
