@@ -26,8 +26,14 @@ def _descriptors() -> tuple[torch.Tensor, torch.Tensor]:
 
 # Small valid arguments of each op: positional ones, then options.
 EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    "confusion_counts": lambda: (
+        (torch.randint(0, 3, (2, 9, 7)), torch.randint(0, 3, (2, 9, 7)), 3),
+        {},
+    ),
     "cycle_consistency": lambda: ((*_descriptors(), torch.rand(2, 5, 2)), {}),
     "dual_softmax_matches": lambda: (_descriptors(), {}),
+    "fold_units": lambda: ((torch.randn(2, 6), torch.randn(6, 5), 3), {}),
+    "folded_heatmap": lambda: ((torch.randn(1, 5, 3, 4), torch.randn(2, 5)), {}),
     "mask_upsample": lambda: ((torch.randn(1, 3, 4, 4), (9, 7)), {"output": "labels"}),
     "match_logsumexp": lambda: (_descriptors(), {}),
     "mutual_nearest_neighbors": lambda: (_descriptors(), {}),
@@ -39,6 +45,7 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 9, 7))),
         {},
     ),
+    "weldon_pool": lambda: ((torch.randn(2, 3, 4, 5), 3, 2), {}),
 }
 
 

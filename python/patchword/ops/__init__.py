@@ -8,6 +8,7 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.confusion_counts import confusion_counts
 from patchword.ops.correspondence import (
     CycleConsistency,
     Matches,
@@ -18,22 +19,28 @@ from patchword.ops.correspondence import (
     mutual_nearest_neighbors,
     nearest_neighbors,
 )
+from patchword.ops.folded_heatmap import FoldedHeatmap, fold_units, folded_heatmap
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.pamr import pamr
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
+from patchword.ops.weldon_pool import weldon_pool
 
 __all__ = [
     "OPS",
     "Backend",
     "CycleConsistency",
+    "FoldedHeatmap",
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
+    "confusion_counts",
     "cycle_consistency",
     "dual_softmax_matches",
     "explain",
     "explain_environment",
+    "fold_units",
+    "folded_heatmap",
     "intersection_and_union",
     "mask_upsample",
     "match_logsumexp",
@@ -45,12 +52,16 @@ __all__ = [
     "sample_features",
     "upsampled_confusion",
     "use_backend",
+    "weldon_pool",
 ]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "confusion_counts": "confusion_counts",
     "cycle_consistency": "correspondence",
     "dual_softmax_matches": "correspondence",
+    "fold_units": "folded_heatmap",
+    "folded_heatmap": "folded_heatmap",
     "match_logsumexp": "correspondence",
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
@@ -59,6 +70,7 @@ OPS: dict[str, str] = {
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
     "upsampled_confusion": "mask_upsample",
+    "weldon_pool": "weldon_pool",
 }
 
 
