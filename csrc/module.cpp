@@ -11,6 +11,7 @@ void bind_sample_features(py::module_& module);
 void bind_patch_similarity(py::module_& module);
 void bind_correspondence(py::module_& module);
 void bind_mask_upsample(py::module_& module);
+void bind_sru(py::module_& module);
 }  // namespace patchword::bindings
 
 PYBIND11_MODULE(_C, module) {
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_C, module) {
   bind_patch_similarity(module);
   bind_correspondence(module);
   bind_mask_upsample(module);
+  bind_sru(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = PATCHWORD_VERSION;

@@ -21,6 +21,7 @@ from patchword.ops.correspondence import (
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
+from patchword.ops.sru import sru
 
 __all__ = [
     "OPS",
@@ -41,6 +42,7 @@ __all__ = [
     "pack_queries",
     "patch_similarity",
     "sample_features",
+    "sru",
     "upsampled_confusion",
     "use_backend",
 ]
@@ -55,6 +57,7 @@ OPS: dict[str, str] = {
     "mask_upsample": "mask_upsample",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
+    "sru": "sru",
     "upsampled_confusion": "mask_upsample",
 }
 
