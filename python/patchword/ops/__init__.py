@@ -20,6 +20,7 @@ from patchword.ops.correspondence import (
 )
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
+from patchword.ops.retrieval_ranks import RetrievalRanks, retrieval_ranks, score_ranks
 from patchword.ops.sample_features import sample_features
 from patchword.ops.sru import sru
 
@@ -30,6 +31,7 @@ __all__ = [
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
+    "RetrievalRanks",
     "cycle_consistency",
     "dual_softmax_matches",
     "explain",
@@ -41,7 +43,9 @@ __all__ = [
     "nearest_neighbors",
     "pack_queries",
     "patch_similarity",
+    "retrieval_ranks",
     "sample_features",
+    "score_ranks",
     "sru",
     "upsampled_confusion",
     "use_backend",
@@ -56,7 +60,9 @@ OPS: dict[str, str] = {
     "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
     "patch_similarity": "patch_similarity",
+    "retrieval_ranks": "retrieval_ranks",
     "sample_features": "sample_features",
+    "score_ranks": "retrieval_ranks",
     "sru": "sru",
     "upsampled_confusion": "mask_upsample",
 }

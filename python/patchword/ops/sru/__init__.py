@@ -123,9 +123,10 @@ def sru(
     steps, batch, count, units = shape
     _check_shape("bias", bias, (2 * units,))
     _check_shape("weight", weight, (2 * units,))
-    if (highway is None) == (count == 3):
-        rule = "be given with 3 gates" if count == 3 else "be absent with 4 gates"
-        raise ShapeError(f"sru: highway must {rule}, got {'none' if count == 3 else 'one'}.")
+    if count == 3 and highway is None:
+        raise ShapeError("sru: highway must be given with 3 gates, got none.")
+    if count == 4 and highway is not None:
+        raise ShapeError("sru: highway must be absent with 4 gates, got one.")
     _check_shape("highway", highway, (steps, batch, units))
     _check_shape("initial", initial, (batch, units))
     _check_shape("mask", mask, (batch, units))
