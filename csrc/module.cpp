@@ -12,6 +12,7 @@ void bind_patch_similarity(py::module_& module);
 void bind_correspondence(py::module_& module);
 void bind_mask_upsample(py::module_& module);
 void bind_sru(py::module_& module);
+void bind_keypoint_join(py::module_& module);
 void bind_retrieval_ranks(py::module_& module);
 }  // namespace patchword::bindings
 
@@ -24,6 +25,7 @@ PYBIND11_MODULE(_C, module) {
   bind_correspondence(module);
   bind_mask_upsample(module);
   bind_sru(module);
+  bind_keypoint_join(module);
   bind_retrieval_ranks(module);
   module.def("build_info", [] {
     py::dict info;
