@@ -17,6 +17,9 @@ void bind_pamr(py::module_& module);
 void bind_weldon_pool(py::module_& module);
 void bind_confusion_counts(py::module_& module);
 void bind_folded_heatmap(py::module_& module);
+void bind_sru(py::module_& module);
+void bind_keypoint_join(py::module_& module);
+void bind_retrieval_ranks(py::module_& module);
 }  // namespace patchword::bindings
 
 PYBIND11_MODULE(_C, module) {
@@ -33,6 +36,9 @@ PYBIND11_MODULE(_C, module) {
   bind_weldon_pool(module);
   bind_confusion_counts(module);
   bind_folded_heatmap(module);
+  bind_sru(module);
+  bind_keypoint_join(module);
+  bind_retrieval_ranks(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = PATCHWORD_VERSION;

@@ -31,8 +31,10 @@ from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, u
 from patchword.ops.match_score import match_score
 from patchword.ops.pamr import pamr
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
+from patchword.ops.retrieval_ranks import RetrievalRanks, retrieval_ranks, score_ranks
 from patchword.ops.sample_features import sample_features
 from patchword.ops.weldon_pool import weldon_pool
+from patchword.ops.sru import sru
 
 __all__ = [
     "OPS",
@@ -45,6 +47,7 @@ __all__ = [
     "attention",
     "co_attention",
     "confusion_counts",
+    "RetrievalRanks",
     "cycle_consistency",
     "dual_attention",
     "dual_softmax_matches",
@@ -62,7 +65,10 @@ __all__ = [
     "pair_attention",
     "pamr",
     "patch_similarity",
+    "retrieval_ranks",
     "sample_features",
+    "score_ranks",
+    "sru",
     "upsampled_confusion",
     "use_backend",
     "value_attention",
@@ -88,7 +94,10 @@ OPS: dict[str, str] = {
     "match_score": "match_score",
     "pamr": "pamr",
     "patch_similarity": "patch_similarity",
+    "retrieval_ranks": "retrieval_ranks",
     "sample_features": "sample_features",
+    "score_ranks": "retrieval_ranks",
+    "sru": "sru",
     "upsampled_confusion": "mask_upsample",
     "weldon_pool": "weldon_pool",
 }
