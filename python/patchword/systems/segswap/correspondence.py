@@ -96,8 +96,7 @@ def grid_mask(mask: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Grid:
         for i in (0, 1)
         for j in (0, 1)
     ]
-    reduced: Grid = (parts[0] + parts[1] + parts[2] + parts[3]) / 4.0
-    return reduced
+    return np.mean(parts, axis=0)
 
 
 def cycle_masks(mask0: Grid, flow01: Grid, flow10: Grid) -> tuple[Grid, Grid]:

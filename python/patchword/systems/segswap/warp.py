@@ -219,14 +219,15 @@ def _knots(side: int) -> tuple[Matrix, Matrix]:
 
 
 def _lattice(height: int, width: int, *, published: bool) -> Matrix:
-    x: Matrix
-    y: Matrix
-    if published:
-        x, y = np.linspace(-1.0, 1.0, width), np.linspace(-1.0, 1.0, height)
-    else:
-        x = (np.arange(width) + 0.5) * (2.0 / width) - 1.0
-        y = (np.arange(height) + 0.5) * (2.0 / height) - 1.0
+    x, y = (_ticks(count, published=published) for count in (width, height))
     return np.stack(np.meshgrid(x, y), axis=-1)
+
+
+def _ticks(count: int, *, published: bool) -> Matrix:
+    if published:
+        return np.asarray(np.linspace(-1.0, 1.0, count))
+    ticks: Matrix = (np.arange(count) + 0.5) * (2.0 / count) - 1.0
+    return ticks
 
 
 def warp_mask(mask: Grid, warp: ThinPlate, *, published: bool = False) -> Grid:
