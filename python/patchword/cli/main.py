@@ -14,6 +14,7 @@ import tyro
 from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
+from patchword.cli.convert import ConvertSegswap
 from patchword.cli.data import DataSegswap
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "convert segswap": ConvertSegswap,
     "env": Env,
     "ops list": OpsList,
     "ops explain": OpsExplain,
