@@ -13,14 +13,18 @@ import tyro
 
 from patchword import __version__
 from patchword.cli import common
+from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.convert import ConvertSegswap
 from patchword.cli.data import DataSegswap
+from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
+from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
 from patchword.cli.ops import OpsExplain, OpsList
+from patchword.cli.train import Train
 from patchword.errors import ConfigError, OptionError, PatchwordError
 
 COMMANDS: dict[str, type[CommonFlags]] = {
@@ -29,7 +33,11 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "app": App,
     "convert segswap": ConvertSegswap,
+    "evaluate sketchseg": EvaluateSketchseg,
+    "data sketchseg": DataSketchseg,
+    "train": Train,
     "env": Env,
     "ops list": OpsList,
     "ops explain": OpsExplain,

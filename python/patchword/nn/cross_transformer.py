@@ -8,19 +8,21 @@ double the multiplications for the same result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchword import ops
 from patchword.errors import OptionError, ShapeError
+from patchword.nn.match_prior import PRIOR_CHANNELS, match_prior
 from patchword.nn.positional import sine_encoding
 
 # Keeps the logarithms of the losses finite; part of the method.
 _EDGE = 1e-7
+# Partners this near to an edge start a little inside it, where the sigmoid still has a slope.
+_NEAR_EDGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class CrossTransformerConfig:
         drop_features: Share of projected channels dropped in training.
         feature_weight: Factor of the tokens where an ``I`` layer adds positions to them.
         position_weight: Factor of the positions there.
+        prior: Tokens are told what matching without training says of them when two pictures meet,
+            and coordinates start from there; not part of the published network.
     """
 
     channels: int = 1024
@@ -52,6 +56,7 @@ class CrossTransformerConfig:
     drop_features: float = 0.1
     feature_weight: float = 1.0
     position_weight: float = 0.1
+    prior: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from.
@@ -99,20 +104,33 @@ class ImageTokens:
         tokens: ``[B, h * w, width]``, row-major.
         grid: ``(h, w)``.
         valid: bool ``[B, h * w]``, True where a token may be attended to; None for everywhere.
+        maps: ``[B, C, h, w]`` the features, kept where the network has a prior.
+        anchors: ``[B, h * w, 2]`` logits that coordinates start from, once two pictures have met.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
     valid: Tensor | None = None
+    maps: Tensor | None = None
+    anchors: Tensor | None = None
 
     def __getitem__(self, item: slice) -> ImageTokens:
         """Some of the pictures."""
-        valid = None if self.valid is None else self.valid[item]
-        return ImageTokens(self.tokens[item], self.grid, valid)
+        parts = (
+            None if part is None else part[item] for part in (self.valid, self.maps, self.anchors)
+        )
+        return ImageTokens(self.tokens[item], self.grid, *parts)
 
 
-Parts = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values, ``[B, H, N, d]`` each."""
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention of ``[B, H, N, d]`` queries over ``[B, H, M, d]`` keys and values.
+
+    ``valid`` is bool ``[B, M]``, True for keys that take part. Returns ``[B, H, N, d]``.
+    """
+    mask = None if valid is None else valid[:, None, None, :]
+    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p=dropout)
 
 
 class EncoderLayer(nn.Module):
@@ -147,51 +165,12 @@ class EncoderLayer(nn.Module):
         parts = packed.reshape(batch, count, last - first + 1, self.heads, width // self.heads)
         return list(parts.permute(2, 0, 3, 1, 4))
 
-    def parts_of(self, tokens: Tensor) -> Parts:
-        """Queries, keys and values of ``[B, N, width]``."""
-        queries, keys, values = self.heads_of(tokens, 0, 2)
-        return queries, keys, values
-
-    def attend(self, parts: Parts, valid: Tensor | None) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
         """Attention of one stream, ``[B, N, width]``; a batch of one meets any batch."""
-        batch = max(parts[0].shape[0], parts[1].shape[0])
-        queries, keys, values = (part.expand(batch, -1, -1, -1) for part in parts)
-        valid = None if valid is None else valid.expand(batch, -1)
-        if self.training and self.rate > 0:
-            # Dropping attention weights needs them one by one; no kernel of ours stores them.
-            mask = None if valid is None else valid[:, None, None, :]
-            seen = F.scaled_dot_product_attention(queries, keys, values, mask, self.rate)
-        else:
-            found = ops.attention(queries, keys, values, key_mask=valid)
-            assert isinstance(found, Tensor)
-            seen = found
+        batch = max(queries.shape[0], keys.shape[0])
+        queries, keys, values = (part.expand(batch, -1, -1, -1) for part in (queries, keys, values))
+        seen = attend(queries, keys, values, valid, self.rate if self.training else 0.0)
         return seen.transpose(1, 2).flatten(2)
-
-    def attend_pair(
-        self,
-        first: Parts,
-        second: Parts,
-        valid0: Tensor | None,
-        valid1: Tensor | None,
-        *,
-        cross: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Attention of both streams, each within itself or each to the other, in one call."""
-        if self.training and self.rate > 0:
-            keys0, keys1 = (second, first) if cross else (first, second)
-            mask0, mask1 = (valid1, valid0) if cross else (valid0, valid1)
-            return (
-                self.attend((first[0], *keys0[1:]), mask0),
-                self.attend((second[0], *keys1[1:]), mask1),
-            )
-        batch = max(first[0].shape[0], second[0].shape[0])
-        seen0, seen1, *_ = ops.pair_attention(
-            *(part.expand(batch, -1, -1, -1) for part in (*first, *second)),
-            cross=cross,
-            key_mask0=None if valid0 is None else valid0.expand(batch, -1),
-            key_mask1=None if valid1 is None else valid1.expand(batch, -1),
-        )
-        return seen0.transpose(1, 2).flatten(2), seen1.transpose(1, 2).flatten(2)
 
     def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """Residual, norm, feed-forward, residual, norm of ``[B, N, width]``."""
@@ -225,6 +204,15 @@ class CrossTransformer(nn.Module):
         count = 1 + max((number for _, number in self.plan), default=-1)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(count))
         self.head = nn.Linear(config.width, 3)
+        self.prior = (
+            nn.Sequential(
+                nn.Linear(PRIOR_CHANNELS, config.width),
+                nn.ReLU(),
+                nn.Linear(config.width, config.width),
+            )
+            if config.prior
+            else None
+        )
 
     def forward(
         self,
@@ -280,24 +268,25 @@ class CrossTransformer(nn.Module):
             valid = valid | ~valid.any(dim=1, keepdim=True)
         grid = (height, width)
         for _, number in self.plan[: self.alone]:
-            layer, placed = self._layer(number), self._placed(tokens, grid)
-            tokens = layer.finish(placed, layer.attend(layer.parts_of(placed), valid))
-        return ImageTokens(tokens, grid, valid)
+            tokens = self._inner(number, tokens, grid, valid)
+        return ImageTokens(tokens, grid, valid, maps if self.prior is not None else None)
 
     def relate(self, first: ImageTokens, second: ImageTokens) -> tuple[Tensor, Tensor]:
         """Do the rest for pairs of pictures; result as :meth:`forward`."""
+        first, second = self._meet(first, second)
         tokens0, tokens1 = self._run(first, second, len(self.plan))
-        return _as_maps(self._head(tokens0), first.grid), _as_maps(self._head(tokens1), second.grid)
+        return (
+            _as_maps(self._head(tokens0, first.anchors), first.grid),
+            _as_maps(self._head(tokens1, second.anchors), second.grid),
+        )
 
     def before_last(
         self, first: ImageTokens, second: ImageTokens
     ) -> tuple[ImageTokens, ImageTokens]:
         """Run all layers but the last, which :meth:`last_at` evaluates where it is asked to."""
+        first, second = self._meet(first, second)
         tokens0, tokens1 = self._run(first, second, max(self.alone, len(self.plan) - 1))
-        return (
-            ImageTokens(tokens0, first.grid, first.valid),
-            ImageTokens(tokens1, second.grid, second.valid),
-        )
+        return replace(first, tokens=tokens0), replace(second, tokens=tokens1)
 
     def last_at(self, own: ImageTokens, other: ImageTokens, cells: Tensor) -> Tensor:
         """Output of some cells, from what :meth:`before_last` gave.
@@ -312,8 +301,11 @@ class CrossTransformer(nn.Module):
         """
         tokens = own.tokens.expand(cells.shape[0], -1, -1)
         index = cells[..., None].expand(-1, -1, tokens.shape[2])
+        anchors = own.anchors
+        if anchors is not None:
+            anchors = anchors.expand(cells.shape[0], -1, -1).gather(1, index[..., :2])
         if self.alone == len(self.plan):
-            return self._head(tokens.gather(1, index))
+            return self._head(tokens.gather(1, index), anchors)
         kind, number = self.plan[-1]
         layer = self._layer(number)
         if kind == "I":
@@ -324,7 +316,24 @@ class CrossTransformer(nn.Module):
         wanted = tokens.gather(1, index)
         (queries,) = layer.heads_of(wanted, 0, 0)
         keys, values = layer.heads_of(source, 1, 2)
-        return self._head(layer.finish(wanted, layer.attend((queries, keys, values), valid)))
+        finished = layer.finish(wanted, layer.attend(queries, keys, values, valid))
+        return self._head(finished, anchors)
+
+    def _meet(self, first: ImageTokens, second: ImageTokens) -> tuple[ImageTokens, ImageTokens]:
+        """Tell the tokens of two pictures how they match without training, where there is a prior."""
+        if self.prior is None:
+            return first, second
+        assert first.maps is not None
+        assert second.maps is not None
+        batch = max(first.maps.shape[0], second.maps.shape[0])
+        sides = [first, second]
+        maps = [side.maps.expand(batch, -1, -1, -1) for side in sides if side.maps is not None]
+        found = match_prior(maps[0], maps[1], first.valid, second.valid)
+        met = []
+        for side, evidence in zip(sides, found, strict=True):
+            told = side.tokens + self.prior(evidence.channels.to(side.tokens.dtype))
+            met.append(replace(side, tokens=told, anchors=evidence.places.logit(_NEAR_EDGE)))
+        return met[0], met[1]
 
     def _run(self, first: ImageTokens, second: ImageTokens, until: int) -> tuple[Tensor, Tensor]:
         tokens0, tokens1 = first.tokens, second.tokens
@@ -335,21 +344,37 @@ class CrossTransformer(nn.Module):
                 f"{batches[0]} and {batches[1]}."
             )
         for kind, number in self.plan[self.alone : until]:
-            layer = self._layer(number)
             if kind == "I":
-                tokens0 = self._placed(tokens0, first.grid)
-                tokens1 = self._placed(tokens1, second.grid)
-            seen0, seen1 = layer.attend_pair(
-                layer.parts_of(tokens0),
-                layer.parts_of(tokens1),
-                first.valid,
-                second.valid,
-                cross=kind == "C",
-            )
-            tokens0, tokens1 = layer.finish(tokens0, seen0), layer.finish(tokens1, seen1)
+                tokens0 = self._inner(number, tokens0, first.grid, first.valid)
+                tokens1 = self._inner(number, tokens1, second.grid, second.valid)
+            else:
+                tokens0, tokens1 = self._cross(number, tokens0, tokens1, first.valid, second.valid)
         # Without any C the two sides never met in a computation.
         shape = (max(batches), -1, -1)
         return tokens0.expand(shape), tokens1.expand(shape)
+
+    def _inner(
+        self, number: int, tokens: Tensor, grid: tuple[int, int], valid: Tensor | None
+    ) -> Tensor:
+        layer = self._layer(number)
+        placed = self._placed(tokens, grid)
+        queries, keys, values = layer.heads_of(placed, 0, 2)
+        return layer.finish(placed, layer.attend(queries, keys, values, valid))
+
+    def _cross(
+        self,
+        number: int,
+        tokens0: Tensor,
+        tokens1: Tensor,
+        valid0: Tensor | None,
+        valid1: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        layer = self._layer(number)
+        queries0, keys0, values0 = layer.heads_of(tokens0, 0, 2)
+        queries1, keys1, values1 = layer.heads_of(tokens1, 0, 2)
+        seen0 = layer.attend(queries0, keys1, values1, valid1)
+        seen1 = layer.attend(queries1, keys0, values0, valid0)
+        return layer.finish(tokens0, seen0), layer.finish(tokens1, seen1)
 
     def _layer(self, number: int) -> EncoderLayer:
         layer = self.layers[number]
@@ -361,10 +386,12 @@ class CrossTransformer(nn.Module):
         places = sine_encoding(grid, self.config.width, tokens.device).to(tokens.dtype)
         return self.config.feature_weight * tokens + self.config.position_weight * places
 
-    def _head(self, tokens: Tensor) -> Tensor:
+    def _head(self, tokens: Tensor, anchors: Tensor | None = None) -> Tensor:
         # Half precision has no number between 1 - 1e-7 and 1, so the head stays in float32.
         with torch.autocast(tokens.device.type, enabled=False):
             raw = F.linear(tokens.float(), self.head.weight.float(), self.head.bias.float())
+            if anchors is not None:
+                raw = raw + F.pad(anchors, (0, 1))
             out: Tensor = raw.sigmoid().clamp(_EDGE, 1.0 - _EDGE)
             return out
 
