@@ -20,6 +20,7 @@ from patchword.cli.data import DataSegswap
 from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
+from patchword.cli.evaluate_segswap import EvaluateSegswapInternet
 from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "evaluate segswap internet": EvaluateSegswapInternet,
     "app": App,
     "convert segswap": ConvertSegswap,
     "evaluate sketchseg": EvaluateSketchseg,

@@ -143,8 +143,8 @@ class Affinity:
     def times(self, vector: Vector) -> Vector:
         """Multiply."""
         weights = self.values * vector[self.columns]
-        product: Vector = np.bincount(self.rows, weights=weights, minlength=self.size)
-        return product
+        summed = np.bincount(self.rows, weights=weights, minlength=self.size)
+        return summed.astype(np.float64, copy=False)
 
     def dense(self) -> Vector:
         """Write the matrix out; for small graphs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Object discovery on the Internet subset (Airplane100, Car100, Horse100): precision and Jaccard."""
+"""Object discovery on the Internet subset (Airplane100, Car100, Horse100)."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def evaluate_internet(
             read_truth(folder / TRUTH_FOLDER / f"{path.stem}.png", _size(path)) for path in paths
         ]
         result = _discover(folder, paths, model, options, progress)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "class": folder.name,
                 "image": path.name,
