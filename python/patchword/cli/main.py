@@ -25,6 +25,7 @@ from patchword.cli.evaluate_segswap_retrieval import (
     EvaluatePitts30k,
     EvaluateTokyo247,
 )
+from patchword.cli.evaluate_segswap import EvaluateSegswapInternet
 from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "evaluate segswap internet": EvaluateSegswapInternet,
     "app": App,
     "convert segswap": ConvertSegswap,
     "evaluate segswap brueghel": EvaluateBrueghel,
