@@ -65,6 +65,8 @@ class Expectation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(CommonFlags):
+    """Flags of every protocol, and what is done with its numbers."""
+
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Labelled folder; its layout tells the protocol."""
     expect: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

@@ -46,20 +46,22 @@ _CLOSED = {
     "seen shows show shown showing wears wear wore worn says say carries carry grows grow grown "
     "grew hangs hang hung swims swim swam jumps jump sleeps sleep slept grazes graze reads read "
     "cuts cut throws throw threw thrown hits hit catches catch caught waits wait puts put shines "
-    "shine watches tries try tied keeps keep kept surrounds passes leaves_ drinks seems seem feels",
+    "shine watches tries try tied keeps keep kept surrounds passes drinks seems seem feels",
     "JJ": "big small large little huge tiny tall short long high low old young new green blue red "
-    "yellow black white brown grey gray orange_ pink purple dark bright beautiful nice pretty "
+    "yellow black white brown grey gray pink purple dark bright beautiful nice pretty "
     "cute happy sad wooden round flat wide narrow open closed empty full different same "
-    "various wild colorful colourful sunny cloudy busy front_ thick thin deep heavy light_ "
+    "various wild colorful colourful sunny cloudy busy thick thin deep heavy "
     "good bad clean dirty hot cold early late grassy rocky snowy curly wavy steep fluffy strong",
 }
 _TAGS = {word: tag for tag, words in _CLOSED.items() for word in words.split()}
 # Words in -ing and -ed are verbs unless they are known to name a thing.
-_THINGS = frozenset(
-    "building ceiling clothing king ring string swing wing evening morning thing painting "
-    "landing railing crossing bed shed seed weed sled wedding pudding herring earring sibling "
-    "spring duckling sling bedding lighting awning feed reed speed ping parking".split()
+_THING_WORDS = (
+    "building ceiling clothing king ring string swing wing evening morning thing "
+    "painting landing railing crossing bed shed seed weed sled wedding pudding "
+    "herring earring sibling spring duckling sling bedding lighting awning feed reed "
+    "speed ping parking"
 )
+_THINGS = frozenset(_THING_WORDS.split())
 
 
 def clean_caption(caption: str) -> str:
@@ -154,9 +156,7 @@ def caption_categories(
             f'caption_categories: parser must be "fixed" or "legacy", got {parser!r}.'
         )
     if max_classes < 1:
-        raise OptionError(
-            f"caption_categories: max_classes must be at least 1, got {max_classes}."
-        )
+        raise OptionError(f"caption_categories: max_classes must be at least 1, got {max_classes}.")
     phrases = noun_phrases(tagger(caption_words(caption)))
     found = _legacy(phrases) if parser == "legacy" else _fixed(phrases)
     return found[:max_classes] or [clean_caption(caption)]

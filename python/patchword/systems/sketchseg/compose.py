@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from patchword.data.strokes import Drawing, Stroke, fit_strokes, read_ndjson
 from patchword.errors import DatasetError, OptionError
@@ -216,7 +215,9 @@ def jitter_strokes(
     for _ in range(2):
         direction = rng.normal(size=2) * 3.0
         phase = rng.uniform(0.0, 2 * np.pi)
-        points = points + rng.normal(size=2) * config.warp * np.sin(points @ direction + phase)[:, None]
+        points = (
+            points + rng.normal(size=2) * config.warp * np.sin(points @ direction + phase)[:, None]
+        )
     shifts = rng.uniform(-config.stroke, config.stroke, (len(kept), 2))
     lengths = [len(stroke) for stroke in kept]
     points = (points + np.repeat(shifts, lengths, axis=0)) * side
@@ -224,7 +225,9 @@ def jitter_strokes(
 
 
 def _place(
-    rng: np.random.Generator, config: SceneConfig, boxes: Sequence[tuple[float, float, float, float]]
+    rng: np.random.Generator,
+    config: SceneConfig,
+    boxes: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
     """A square box for the next object; ever smaller ones are tried until one has room."""
     side = rng.uniform(config.min_side, config.max_side) * CANVAS

@@ -219,7 +219,8 @@ def _read_points(path: Path) -> NDArray[np.float64]:
             f"{_reason(error)}.",
             path=path,
         ) from error
-    return points.astype(np.float64)
+    numbers: NDArray[np.float64] = points.astype(np.float64)
+    return numbers
 
 
 def _read_names(path: Path) -> list[str]:
@@ -229,8 +230,7 @@ def _read_names(path: Path) -> list[str]:
             raise ValueError("no list of names")
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"read_labelled: {printable(path)} must be a JSON list of names, got "
-            f"{_reason(error)}.",
+            f"read_labelled: {printable(path)} must be a JSON list of names, got {_reason(error)}.",
             path=path,
         ) from error
     return names

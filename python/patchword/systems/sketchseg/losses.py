@@ -119,8 +119,7 @@ class MaskThreshold(nn.Module):
         super().__init__()
         if gradient not in get_args(ThresholdGradient):
             raise OptionError(
-                'MaskThreshold: gradient must be "none" or "straight_through", got '
-                f"{gradient!r}."
+                f'MaskThreshold: gradient must be "none" or "straight_through", got {gradient!r}.'
             )
         self.noise, self.gradient = noise, gradient
         start = torch.tensor(float(initial))

@@ -8,6 +8,7 @@ Understanding", CVPR 2024; its lines are those of Bresenham, IBM Systems Journal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +52,10 @@ def raster_stroke(
         ``[side, side]``.
     """
     pixels = np.rint(np.asarray(points, dtype=np.float64) / canvas * side).astype(np.int64)
-    parts = [pixels] + [
-        line_pixels(*start, *end) for start, end in zip(pixels[:-1], pixels[1:], strict=True)
-    ]
+    parts = [pixels] + [line_pixels(*start, *end) for start, end in pairwise(pixels)]
     drawn = np.concatenate(parts)
-    if compat:
-        drawn = drawn[((drawn > 0) & (drawn < side)).all(axis=1)]
-    else:
-        drawn = drawn.clip(0, side - 1)
+    inside = ((drawn > 0) & (drawn < side)).all(axis=1)
+    drawn = drawn[inside] if compat else drawn.clip(0, side - 1)
     thin = np.zeros((side, side), dtype=bool)
     thin[drawn[:, 1], drawn[:, 0]] = True
     wide = thin.copy()
@@ -69,9 +66,7 @@ def raster_stroke(
     return wide
 
 
-def label_raster(
-    rasters: Sequence[NDArray[np.bool_]], labels: Sequence[int]
-) -> NDArray[np.int64]:
+def label_raster(rasters: Sequence[NDArray[np.bool_]], labels: Sequence[int]) -> NDArray[np.int64]:
     """Give every pixel the label of the strokes that cover it.
 
     Args:

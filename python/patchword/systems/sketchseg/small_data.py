@@ -166,6 +166,6 @@ def network_ink(ink: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
 
 
 def _soften(ink: Tensor, gain: float) -> Tensor:
-    """Average cells of 2 x 2 of ``[H, W]`` in 0..255 and darken; ``[1, H / 2, W / 2]`` in [0, 1]."""
+    """Average 2 x 2 cells of ``[H, W]`` in 0..255 and darken: ``[1, H / 2, W / 2]`` in [0, 1]."""
     averaged = F.avg_pool2d(ink[None].float() / 255.0, _OVERSAMPLING)
     return (averaged * gain).clamp(0.0, 1.0)

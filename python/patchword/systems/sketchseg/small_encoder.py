@@ -63,7 +63,7 @@ class SmallEncoder:
             device: Where to compute; the CPU when None.
         """
         self.device = torch.device("cpu" if device is None else device)
-        self.network = network.fold().to(self.device, memory_format=torch.channels_last)
+        self.network = network.fold().to(self.device)
         self.vocabulary = {word: vector.to(self.device) for word, vector in vocabulary.items()}
         self.templates = tuple(templates)
         self.input_side = input_side
@@ -144,9 +144,7 @@ def load_small(
         network.load_state_dict({name: one.float() for name, one in state.items()}, strict=True)
         if vectors is None:
             vectors = project_words(network, words, templates)
-        vocabulary = {
-            word.lower(): one.float() for word, one in zip(words, vectors, strict=True)
-        }
+        vocabulary = {word.lower(): one.float() for word, one in zip(words, vectors, strict=True)}
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"load_small: {printable(path)} must hold the small network whole, got: "

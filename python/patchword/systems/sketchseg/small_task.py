@@ -21,7 +21,6 @@ from patchword.systems.sketchseg.compose import (
     compose_scene,
     scene_generator,
 )
-from patchword.systems.sketchseg.train_config import SmallTrainConfig
 from patchword.systems.sketchseg.small import SmallSketchNet, average_templates
 from patchword.systems.sketchseg.small_data import (
     ComposedScenes,
@@ -29,8 +28,9 @@ from patchword.systems.sketchseg.small_data import (
     PointSample,
     network_ink,
 )
-from patchword.systems.sketchseg.small_encoder import encode_templates, small_header
-from patchword.training import Losses, LoopConfig, Task
+from patchword.systems.sketchseg.small_encoder import SYSTEM, encode_templates, small_header
+from patchword.systems.sketchseg.train_config import SmallTrainConfig
+from patchword.training import LoopConfig, Losses, Task
 
 # Scenes of validations differ from those of training and of the report.
 _VALIDATION_SEED = 1_000_003
@@ -39,7 +39,8 @@ _VALIDATION_SEED = 1_000_003
 class SmallTask(Task):
     """Cross-entropy over all classes at points of the ink; words come from the sentence encoder."""
 
-    system = "sketchseg"
+    system = SYSTEM
+    model: SmallSketchNet
 
     def __init__(self, config: SmallTrainConfig, loop: LoopConfig) -> None:
         """Read the drawings, encode the words and load the pretrained blocks.
@@ -100,7 +101,8 @@ class SmallTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The pretrained blocks at their own rate, the rest at that of the optimiser."""
-        pretrained, fresh = [], []
+        pretrained: list[nn.Parameter] = []
+        fresh: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 group = pretrained if name.startswith(("stem.", "blocks.")) else fresh
@@ -135,8 +137,9 @@ class SmallTask(Task):
         for stroke, label in zip(scene.strokes, scene.labels, strict=True):
             drawn = render_strokes([stroke * np.float32(side / CANVAS)], (side, side), 3)
             covered[classes.index(label)] += drawn > 0
-        rows, columns = np.nonzero(covered.any(axis=0))
-        ink = network_ink(covered.any(axis=0), (self.config.validation_size,) * 2)
+        drawn_ink: NDArray[np.bool_] = covered.any(axis=0)
+        rows, columns = np.nonzero(drawn_ink)
+        ink = network_ink(drawn_ink, (self.config.validation_size,) * 2)
         device = words.device
         maps = model.encode_ink(ink[None].to(device))
         points = (np.stack([columns, rows], axis=1) + 0.5) / side * 2 - 1

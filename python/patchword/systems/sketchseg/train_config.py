@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from patchword.systems.sketchseg.compose import JitterConfig, SceneConfig
+from patchword.systems.sketchseg.config import SketchSegConfig
 from patchword.training import LoopConfig, OptimConfig, TrainingConfig
 
 
@@ -62,37 +63,43 @@ class SmallTrainConfig:
 
 @dataclass(frozen=True)
 class PaperTrainConfig:
-    """Training of the published model; every switch is explained in ``card.md``.
+    """Training of the published model; ``card.md`` explains every switch.
 
     Attributes:
         data: Folder laid out like FS-COCO, with ``sketches`` and ``text``.
-        clip: Weights of CLIP ViT-B/16 to start from: a local file, or a name that c1's loader
-            knows; empty for fresh weights.
-        prompts: Visual prompt tokens.
+        clip: CLIP weights to start from: a file or a name on the hub. Empty for fresh weights.
+        network: Sizes of fresh weights, and the number of prompts in any case.
+        decay: Weight decay of all trained weights, biases and norms included.
         margin: Of the triplets.
         initial_threshold: Raw value that the mask threshold starts from.
         threshold_noise: Standard deviation of the noise that each step adds to it.
         threshold_gradient: ``none`` as published, or ``straight_through``.
         threshold_lr: Learning rate of the threshold where it learns.
         mask_minmax: ``global``, or ``column`` as published.
-        negatives: ``label+caption`` leaves an anchor's own caption out of its negatives;
-            ``label`` is the published rule.
+        first_norm: Normalisation of features: ``channel`` gives unit vectors, ``tokens`` is what
+            the published training does in its first pass.
+        second_norm: ``same``, or ``batch`` as published.
+        negatives: ``label+caption`` leaves an anchor's own caption out of its negatives; ``label``
+            is the published rule.
         parser: How captions become categories; ``legacy`` as published.
         max_classes: Categories kept of a caption.
-        freeze_surgery: Keep the attention of blocks 7 to 12 frozen, as the published code does by
+        freeze_surgery: Keep the attention of the dual blocks frozen, as the published code does by
             accident.
         prompts_only: Train the prompts and nothing else.
     """
 
     data: str = ""
     clip: str = ""
-    prompts: int = 3
+    network: SketchSegConfig = field(default_factory=SketchSegConfig)
+    decay: float = 0.01
     margin: float = 0.5
     initial_threshold: float = 0.4
     threshold_noise: float = 0.005
     threshold_gradient: Literal["none", "straight_through"] = "none"
     threshold_lr: float = 1e-4
     mask_minmax: Literal["global", "column"] = "global"
+    first_norm: Literal["channel", "tokens"] = "channel"
+    second_norm: Literal["same", "batch"] = "same"
     negatives: Literal["label+caption", "label"] = "label+caption"
     parser: Literal["fixed", "legacy"] = "fixed"
     max_classes: int = 3
