@@ -73,11 +73,7 @@ def from_published(state: Mapping[str, Tensor]) -> SketchSegModel:
             f"{_PROMPTS} and {_ADAPTER}*. Give patchword.backbones.clip a plain CLIP instead."
         )
     _check_alias(plain)
-    named = {
-        _own_name(name): tensor
-        for name, tensor in plain.items()
-        if not _is_unused(name)
-    }
+    named = {_own_name(name): tensor for name, tensor in plain.items() if not _is_unused(name)}
     clip = infer_config(
         {name: t for name, t in plain.items() if ".ca." not in name and name != _PROMPTS}
     )
