@@ -13,9 +13,11 @@ import tyro
 
 from patchword import __version__
 from patchword.cli import common
+from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.convert import ConvertSegswap, ConvertSketchseg
-from patchword.cli.data import DataSketchseg
+from patchword.cli.data import DataSegswap
+from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
@@ -28,8 +30,10 @@ from patchword.errors import ConfigError, OptionError, PatchwordError
 COMMANDS: dict[str, type[CommonFlags]] = {
     "match": Match,
     "locate": Locate,
+    "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "app": App,
     "evaluate sketchseg": EvaluateSketchseg,
     "data sketchseg": DataSketchseg,
     "convert segswap": ConvertSegswap,
