@@ -7,20 +7,24 @@
 namespace py = pybind11;
 
 namespace patchword::bindings {
+void bind_attention(py::module_& module);
 void bind_sample_features(py::module_& module);
 void bind_patch_similarity(py::module_& module);
 void bind_correspondence(py::module_& module);
 void bind_mask_upsample(py::module_& module);
+void bind_match_score(py::module_& module);
 }  // namespace patchword::bindings
 
 PYBIND11_MODULE(_C, module) {
   using namespace patchword::bindings;
   module.doc() = "Compiled kernels of patchword: addresses, sizes and strides in, status out.";
   bind_runtime(module);
+  bind_attention(module);
   bind_sample_features(module);
   bind_patch_similarity(module);
   bind_correspondence(module);
   bind_mask_upsample(module);
+  bind_match_score(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = PATCHWORD_VERSION;

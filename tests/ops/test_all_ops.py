@@ -24,20 +24,33 @@ def _descriptors() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 5, 8), torch.randn(2, 7, 8)
 
 
+def _tokens(count: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(count, 2, 3, 5, 8).unbind(0))
+
+
 # Small valid arguments of each op: positional ones, then options.
 EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    "attention": lambda: (_tokens(3), {}),
+    "co_attention": lambda: (_tokens(6), {}),
     "cycle_consistency": lambda: ((*_descriptors(), torch.rand(2, 5, 2)), {}),
+    "dual_attention": lambda: (_tokens(3), {}),
     "dual_softmax_matches": lambda: (_descriptors(), {}),
     "mask_upsample": lambda: ((torch.randn(1, 3, 4, 4), (9, 7)), {"output": "labels"}),
     "match_logsumexp": lambda: (_descriptors(), {}),
+    "match_score": lambda: (
+        (*_descriptors(), torch.rand(2, 5, 2), torch.rand(2, 5)),
+        {"grid": (1, 7)},
+    ),
     "mutual_nearest_neighbors": lambda: (_descriptors(), {}),
     "nearest_neighbors": lambda: (_descriptors(), {}),
+    "pair_attention": lambda: (_tokens(6), {"cross": True}),
     "patch_similarity": lambda: ((torch.randn(1, 6, 8), torch.randn(3, 8)), {}),
     "sample_features": lambda: ((torch.randn(1, 3, 4, 4), torch.rand(1, 5, 2) * 4), {}),
     "upsampled_confusion": lambda: (
         (torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 9, 7))),
         {},
     ),
+    "value_attention": lambda: (_tokens(1), {}),
 }
 
 

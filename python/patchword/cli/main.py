@@ -14,6 +14,7 @@ import tyro
 from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
+from patchword.cli.convert import ConvertSegswap, ConvertSketchseg
 from patchword.cli.data import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
@@ -31,6 +32,8 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "evaluate locate": EvaluateLocate,
     "evaluate sketchseg": EvaluateSketchseg,
     "data sketchseg": DataSketchseg,
+    "convert segswap": ConvertSegswap,
+    "convert sketchseg": ConvertSketchseg,
     "train": Train,
     "env": Env,
     "ops list": OpsList,

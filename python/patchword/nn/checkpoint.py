@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files of systems: safetensors whose header says what they are and how to use them."""
+"""Weights files: our safetensors with a header that says what they are; published ones, safely."""
 
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -81,3 +85,50 @@ def _header(metadata: dict[str, str] | None, name: str, system: str) -> dict[str
             "Install a newer patchword."
         )
     return dict(header)
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What became of a published file.
+
+    Attributes:
+        system: Name of the system.
+        kind: What the file was.
+        source: The published file.
+        target: The file that was written.
+        tensors: How many tensors were taken over.
+        ignored: Names of those that have no use here.
+    """
+
+    system: str
+    kind: str
+    source: Path
+    target: Path
+    tensors: int
+    ignored: tuple[str, ...] = ()
+
+
+def load_untrusted(path: str | Path) -> Any:
+    """Read a file of ``torch.save`` that may come from anywhere: tensors and plain containers.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or wants to run code of its own.
+    """
+    name = printable(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"load_untrusted: {name}: there is no such file.") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|global (\S+)", str(error))
+        wanted = (found[1] or found[2]) if found else "something that is neither tensor nor list"
+        raise CheckpointError(
+            f"load_untrusted: {name} must hold tensors and plain containers alone, got "
+            f"{wanted}. It was not run."
+        ) from error
+    # Damaged archives fail in as many ways as there are bytes in them.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"load_untrusted: {name} must be a whole file of torch.save, got {reason}."
+        ) from error

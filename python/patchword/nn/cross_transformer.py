@@ -306,7 +306,9 @@ class CrossTransformer(nn.Module):
                 tokens1 = self._inner(number, tokens1, second.grid, second.valid)
             else:
                 tokens0, tokens1 = self._cross(number, tokens0, tokens1, first.valid, second.valid)
-        return tokens0, tokens1
+        # Without any C the two sides never met in a computation.
+        shape = (max(batches), -1, -1)
+        return tokens0.expand(shape), tokens1.expand(shape)
 
     def _inner(
         self, number: int, tokens: Tensor, grid: tuple[int, int], valid: Tensor | None

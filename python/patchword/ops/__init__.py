@@ -8,6 +8,13 @@ from typing import Any
 
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
+from patchword.ops.attention import (
+    attention,
+    co_attention,
+    dual_attention,
+    pair_attention,
+    value_attention,
+)
 from patchword.ops.correspondence import (
     CycleConsistency,
     Matches,
@@ -19,6 +26,7 @@ from patchword.ops.correspondence import (
     nearest_neighbors,
 )
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
+from patchword.ops.match_score import match_score
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
@@ -29,30 +37,42 @@ __all__ = [
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
+    "attention",
+    "co_attention",
     "cycle_consistency",
+    "dual_attention",
     "dual_softmax_matches",
     "explain",
     "explain_environment",
     "intersection_and_union",
     "mask_upsample",
     "match_logsumexp",
+    "match_score",
     "mutual_nearest_neighbors",
     "nearest_neighbors",
     "pack_queries",
+    "pair_attention",
     "patch_similarity",
     "sample_features",
     "upsampled_confusion",
     "use_backend",
+    "value_attention",
 ]
 
 # Public op -> room that holds it.
 OPS: dict[str, str] = {
+    "attention": "attention",
+    "co_attention": "attention",
+    "dual_attention": "attention",
+    "pair_attention": "attention",
+    "value_attention": "attention",
     "cycle_consistency": "correspondence",
     "dual_softmax_matches": "correspondence",
     "match_logsumexp": "correspondence",
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
+    "match_score": "match_score",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
     "upsampled_confusion": "mask_upsample",

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published files to ours: SegSwap checkpoints and MoCo-v2 weights, every tensor accounted for."""
+"""Published files to ours: SegSwap checkpoints and MoCo-v2 weights, each tensor accounted for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchword.backbones.resnet import ResNet50Backbone
+from patchword.backbones.resnet import ResNet, ResNet50Backbone
 from patchword.backbones.weights import load_strictly
+from patchword.data.io import printable
 from patchword.errors import CheckpointError, OptionError
+from patchword.nn.checkpoint import ConvertReport, load_untrusted
 from patchword.nn.cross_transformer import CrossTransformerConfig
+from patchword.systems.segswap.checkpoint import save_backbone, save_network
 from patchword.systems.segswap.config import MODES, SegSwapConfig
 from patchword.systems.segswap.model import SegSwapNetwork
 
@@ -227,3 +231,41 @@ def network_of(published: Published) -> SegSwapNetwork:
     network = SegSwapNetwork(config, backbone)
     load_strictly(network.transformer, published.transformer, "from_published")
     return network.eval()
+
+
+def convert_file(source: str | Path, target: str | Path) -> ConvertReport:
+    """Turn a published file into one that ``load("segswap", checkpoint=...)`` reads.
+
+    MoCo weights become a backbone file for training.
+
+    Args:
+        source: ``.pth`` or ``.pth.tar`` of SegSwap or MoCo-v2; opened without running any of it.
+        target: Ends in ``.safetensors``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe, or of another kind.
+        OutputError: The result cannot be written.
+    """
+    path = Path(source)
+    content = load_untrusted(path)
+    published = read_published(content)
+    if published.transformer is None:
+        assert published.backbone is not None
+        load_strictly(ResNet(50, stages=3), published.backbone, "convert")
+        written = save_backbone(target, published.backbone)
+    else:
+        network = network_of(published)
+        if network.backbone is None:
+            raise CheckpointError(
+                f"convert: {printable(path)} must hold a backbone beside its encoder, got none. "
+                "Pass its dictionary to from_published to use the encoder alone."
+            )
+        written = save_network(target, network, header={"source": path.name})
+    return ConvertReport(
+        system="segswap",
+        kind=published.kind,
+        source=path,
+        target=written,
+        tensors=len(published.transformer or {}) + len(published.backbone or {}),
+        ignored=published.ignored,
+    )

@@ -15,6 +15,7 @@ from patchword.backbones.clip.checkpoint import check_names, read_tensors, strip
 from patchword.backbones.clip.config import infer_config
 from patchword.data.io import printable
 from patchword.errors import CheckpointError
+from patchword.nn.checkpoint import ConvertReport
 from patchword.systems.sketchseg.config import (
     SketchSegConfig,
     config_from_json,
@@ -75,7 +76,7 @@ def from_published(state: Mapping[str, Tensor]) -> SketchSegModel:
     named = {
         _own_name(name): tensor
         for name, tensor in plain.items()
-        if not _UNUSED.fullmatch(name) and not name.startswith(_ALIAS)
+        if not _is_unused(name)
     }
     clip = infer_config(
         {name: t for name, t in plain.items() if ".ca." not in name and name != _PROMPTS}
@@ -128,6 +129,31 @@ def load_model(path: Path) -> SketchSegModel:
     return _filled(config_from_json(notes["config"]), tensors, "load_model")
 
 
+def convert_file(source: str | Path, target: str | Path) -> ConvertReport:
+    """Turn the published checkpoint into a file that ``load("sketchseg", checkpoint=...)`` reads.
+
+    Args:
+        source: ``.pth`` or ``.safetensors``; opened without running any of it.
+        target: Ends in ``.safetensors``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe or of another network.
+        OutputError: The result cannot be written.
+    """
+    path = Path(source)
+    tensors = read_tensors(path)
+    model = from_published(tensors)
+    ignored = [name for name in strip_prefix(tensors) if _is_unused(name)]
+    return ConvertReport(
+        system=SYSTEM,
+        kind=KIND,
+        source=path,
+        target=save_model(model, Path(target)),
+        tensors=len(tensors) - len(ignored),
+        ignored=tuple(ignored),
+    )
+
+
 def read_notes(path: Path) -> dict[str, str]:
     """Header of a safetensors file; empty for any other file and for one that has none.
 
@@ -154,6 +180,10 @@ def _filled(config: SketchSegConfig, named: Mapping[str, Tensor], where: str) ->
     own = {name: named[name].reshape(wanted[name].shape).float() for name in wanted}
     model.load_state_dict(own, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _is_unused(name: str) -> bool:
+    return _UNUSED.fullmatch(name) is not None or name.startswith(_ALIAS)
 
 
 def _check_alias(state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on the CPU, forward: queries in lanes, so that no reduction runs across lanes.
+#include "kernels/attention/attention.h"
+
+#include "kernels/attention/attention_backward.h"
+#include "kernels/attention/attention_pack.h"
+#include "kernels/attention/attention_tile.h"
+#include "kernels/attention/attention_work.h"
+#include "kernels/common/cpu_levels.h"
+#include "kernels/common/threads.h"
+
+namespace patchword {
+namespace PW_LEVEL {
+namespace {
+
+constexpr SplitQueries kSplit = {kBlockQueries};
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// One thread's memory. Keys and values are packed anew for every problem: each thread has the whole
+// packed set in its own cache, and needs no barrier.
+struct Scratch {
+  float* keys;        // [group][word][kLanes]
+  float* values;      // [slice][step][kRows]
+  float* queries;     // [word][kBlockQueries]
+  float* scores;      // [kBlockKeys][kBlockQueries], then probabilities
+  float* sums;        // [dim][kBlockQueries], the output before its division
+  int32_t* visible;   // keys that take part
+  int64_t bytes;
+};
+
+Scratch scratch_at(char* base, int64_t most_keys, int64_t dim) {
+  Scratch s{};
+  int64_t at = 0;
+  auto take = [&](int64_t count) {
+    float* region = reinterpret_cast<float*>(base + at);
+    at += padded(count * 4, 64);
+    return region;
+  };
+  const int64_t wide = padded(dim, kLanes);
+  s.keys = take(padded(most_keys, kLanes) * wide);
+  s.values = take(most_keys * wide);
+  s.queries = take(wide * kBlockQueries);
+  s.scores = take(kBlockKeys * kBlockQueries);
+  s.sums = take(wide * kBlockQueries);
+  s.visible = reinterpret_cast<int32_t*>(take(most_keys));
+  s.bytes = at;
+  return s;
+}
+
+// Scores of kRows keys from `group` on, and the running maximum of the first `rows` of them.
+template <typename Product, int Vectors>
+PW_INLINE void score_tile(const float* keys, const float* queries, int64_t words, float factor,
+                          int rows, float* scores, VecF (&top)[Vectors]) {
+  VecF sums[kRows][Vectors] = {};
+  multiply<Product, kRows, Vectors>(keys, 1, kLanes, queries, kBlockQueries, words, sums);
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      if (Product::kStep != 1) sums[i][v] *= splat(factor);
+      store(scores + i * kBlockQueries + v * kLanes, sums[i][v]);
+      if (i < rows) top[v] = max(sums[i][v], top[v]);
+    }
+  }
+}
+
+// Scores in place to probabilities relative to `top`; returns their sums. For pairs the two rows of
+// a step become one row of words.
+template <typename Product, int Vectors>
+PW_INLINE void exponentials(int count, const VecF (&top)[Vectors], float* scores,
+                            VecF (&total)[Vectors]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    VecF sum = total[v];
+    float* at = scores + v * kLanes;
+    if constexpr (Product::kStep == 1) {
+#pragma GCC unroll 2
+      for (int j = 0; j < count; ++j, at += kBlockQueries) {
+        const VecF p = exp2_negative(load(at) - top[v]);
+        store(at, p);
+        sum += p;
+      }
+    } else {
+      float* to = at;
+      for (int j = 0; j < count; j += 2, at += 2 * kBlockQueries, to += kBlockQueries) {
+        const VecF low = exp2_negative(load(at) - top[v]);
+        VecF high{};
+        if (j + 1 < count) high = exp2_negative(load(at + kBlockQueries) - top[v]);
+        sum += low + high;
+        // Rounded to the nearest bfloat16; probabilities are not negative, ties are too rare to
+        // mind which way they go.
+        const VecU a = (bit_cast<VecU>(low) + 0x8000u) >> 16;
+        const VecU b = (bit_cast<VecU>(high) + 0x8000u) & 0xffff0000u;
+        store(to, bit_cast<VecF>(a | b));
+      }
+    }
+    total[v] = sum;
+  }
+}
+
+// Up to Vectors * kLanes queries against all packed keys.
+template <typename Element, typename Product, int Vectors>
+void attend(const AttentionParams& p, const AttentionProblem& problem, const Scratch& scratch,
+            int64_t keys, int64_t q0, int64_t count) {
+  typedef typename Element::Storage T;
+  const AttentionStream& s = *problem.stream;
+  const int64_t dim = p.dim;
+  const int64_t words = ceil_div(dim, Product::kStep);
+  const int64_t steps = ceil_div(keys, Product::kStep);
+  const float factor = s.scale * kLog2E;
+  const RowList<T> rows = {
+      static_cast<const T*>(s.q) + attention_offset(problem, problem.first_query + q0, s.q_stride),
+      s.q_stride[2], nullptr};
+  for (int v = 0; v < Vectors; ++v) {
+    pack_lanes_of<Element, Product>(rows, v * kLanes, count - v * kLanes < kLanes
+                                                          ? count - v * kLanes : kLanes,
+                                    dim, factor, kBlockQueries, scratch.queries + v * kLanes);
+  }
+  VecF top[Vectors], total[Vectors];
+  for (int v = 0; v < Vectors; ++v) {
+    // Not -inf: a block of keys with scores of -inf must not make NaN of those to come.
+    top[v] = splat(-__FLT_MAX__);
+    total[v] = VecF{};
+  }
+  for (int64_t k0 = 0; k0 < keys; k0 += kBlockKeys) {
+    const int n = keys - k0 < kBlockKeys ? static_cast<int>(keys - k0) : kBlockKeys;
+    VecF before[Vectors];
+    for (int v = 0; v < Vectors; ++v) before[v] = top[v];
+    for (int j = 0; j < n; j += kRows) {
+      const int64_t key = k0 + j;
+      const float* group = scratch.keys + key / kLanes * kLanes * words + key % kLanes;
+      score_tile<Product, Vectors>(group, scratch.queries, words, factor, n - j,
+                                   scratch.scores + j * kBlockQueries, top);
+    }
+    VecF shrink[Vectors];
+    for (int v = 0; v < Vectors; ++v) {
+      shrink[v] = exp2_negative(before[v] - top[v]);
+      total[v] *= shrink[v];
+    }
+    exponentials<Product, Vectors>(n, top, scratch.scores, total);
+    const int64_t depth = ceil_div(n, Product::kStep);
+    for (int64_t d = 0; d < dim; d += kRows) {
+      VecF sums[kRows][Vectors];
+      float* block = scratch.sums + d * kBlockQueries;
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+          sums[i][v] = k0 == 0 ? VecF{} : load(block + i * kBlockQueries + v * kLanes) * shrink[v];
+        }
+      }
+      const float* values = scratch.values + (d / kRows * steps + k0 / Product::kStep) * kRows;
+      multiply<Product, kRows, Vectors>(values, 1, kRows, scratch.scores, kBlockQueries, depth,
+                                        sums);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+          store(block + i * kBlockQueries + v * kLanes, sums[i][v]);
+        }
+      }
+    }
+  }
+  float inverse[Vectors * kLanes];
+  for (int v = 0; v < Vectors; ++v) store(inverse + v * kLanes, splat(1.0f) / total[v]);
+  store_rows<Element, Vectors>(
+      scratch.sums, kBlockQueries, inverse, count, dim,
+      static_cast<T*>(s.out) + attention_offset(problem, problem.first_query + q0, s.out_stride),
+      s.out_stride[2]);
+  if (s.lse == nullptr) return;
+  float* lse = s.lse + attention_offset(problem, problem.first_query + q0, s.lse_stride);
+  for (int64_t i = 0; i < count; ++i) {
+    const int v = static_cast<int>(i / kLanes), lane = static_cast<int>(i % kLanes);
+    lse[i * s.lse_stride[2]] = kLn2 * top[v][lane] + __builtin_logf(total[v][lane]);
+  }
+}
+
+// Queries without any key: zeros and -inf.
+template <typename Element>
+void clear(const AttentionParams& p, const AttentionProblem& problem, int64_t q0, int64_t count) {
+  typedef typename Element::Storage T;
+  const AttentionStream& s = *problem.stream;
+  const int64_t first = problem.first_query + q0;
+  T* out = static_cast<T*>(s.out) + attention_offset(problem, first, s.out_stride);
+  for (int64_t i = 0; i < count; ++i) {
+    __builtin_memset(out + i * s.out_stride[2], 0, static_cast<size_t>(p.dim) * sizeof(T));
+    if (s.lse != nullptr) {
+      s.lse[attention_offset(problem, first + i, s.lse_stride)] = -__builtin_inff();
+    }
+  }
+}
+
+template <typename Element, typename Product>
+void run_problem(const AttentionParams& p, const AttentionProblem& problem, int64_t first,
+                 int64_t last, const Scratch& scratch) {
+  typedef typename Element::Storage T;
+  const AttentionStream& s = *problem.stream;
+  int64_t keys = problem.num_keys;
+  const int32_t* index = nullptr;
+  if (const uint8_t* mask = attention_mask(problem)) {
+    keys = attention_visible(problem, mask, scratch.visible);
+    index = scratch.visible;
+  }
+  if (keys > 0) {
+    const int64_t steps = ceil_div(keys, Product::kStep);
+    const RowList<T> k = {
+        static_cast<const T*>(s.k) + attention_offset(problem, problem.first_key, s.k_stride),
+        s.k_stride[2], index};
+    const RowList<T> v = {
+        static_cast<const T*>(s.v) + attention_offset(problem, problem.first_key, s.v_stride),
+        s.v_stride[2], index};
+    pack_groups<Element, Product>(k, keys, p.dim, scratch.keys);
+    pack_slices<Element, Product>(v, keys, p.dim, steps, scratch.values);
+  }
+  for (int64_t block = first; block < last; ++block) {
+    const int64_t q0 = block * kBlockQueries;
+    const int64_t left = problem.num_queries - q0;
+    const int64_t count = left < kBlockQueries ? left : kBlockQueries;
+    if (keys == 0) {
+      clear<Element>(p, problem, q0, count);
+    } else if (count > 2 * kLanes) {
+      attend<Element, Product, 3>(p, problem, scratch, keys, q0, count);
+    } else if (count > kLanes) {
+      attend<Element, Product, 2>(p, problem, scratch, keys, q0, count);
+    } else {
+      attend<Element, Product, 1>(p, problem, scratch, keys, q0, count);
+    }
+  }
+}
+
+int64_t scratch_bytes(const AttentionParams& p, int64_t most_keys) {
+  return scratch_at(nullptr, most_keys, p.dim).bytes;
+}
+
+// One nanosecond does about 16 multiplications and additions.
+int threads_for(const AttentionParams& p, int64_t cost, int threads) {
+  const double work = static_cast<double>(cost) * kBlockQueries * static_cast<double>(p.dim);
+  return useful_threads(threads, cost, work / 16.0);
+}
+
+template <typename Element, typename Product>
+Status forward_as(const AttentionParams& p, int threads) {
+  const AttentionSize size = attention_size(p, kSplit);
+  threads = threads_for(p, size.cost, threads);
+  const int64_t bytes = scratch_bytes(p, size.most_keys);
+  if (p.workspace_bytes < bytes * threads) return invalid("workspace is too small");
+  parallel_for(threads, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Scratch scratch =
+          scratch_at(static_cast<char*>(p.workspace) + t * bytes, size.most_keys, p.dim);
+      attention_share(p, kSplit, size.cost, static_cast<int>(t), threads,
+                      [&](const AttentionProblem& problem, int64_t first, int64_t last) {
+                        run_problem<Element, Product>(p, problem, first, last, scratch);
+                      });
+    }
+  });
+  return ok_status();
+}
+
+#if defined(PW_LEVEL_AVX512_BF16) || defined(PW_LEVEL_AVX512_EMULATED)
+// The emulated level takes the pairs too, so that their logic is tested without the instruction.
+typedef PairProduct BFloat16Product;
+#else
+typedef FloatProduct BFloat16Product;
+#endif
+
+Status forward(const AttentionParams& p, int threads) {
+  const Status status = attention_check(p);
+  if (!status.ok()) return status;
+  switch (p.dtype) {
+    case DType::kFloat32: return forward_as<Float32, FloatProduct>(p, threads);
+    case DType::kFloat16: return forward_as<Float16, FloatProduct>(p, threads);
+    case DType::kBFloat16: return forward_as<BFloat16, BFloat16Product>(p, threads);
+    default: return unsupported("dtype must be float32, float16 or bfloat16");
+  }
+}
+
+int64_t forward_workspace(const AttentionParams& p, int threads) {
+  if (!attention_check(p).ok()) return 0;
+  const AttentionSize size = attention_size(p, kSplit);
+  return scratch_bytes(p, size.most_keys) * threads_for(p, size.cost, threads);
+}
+
+}  // namespace
+}  // namespace PW_LEVEL
+
+extern const AttentionTable PW_LEVEL_TABLE(kAttention);
+const AttentionTable PW_LEVEL_TABLE(kAttention) = {
+    &PW_LEVEL::forward, &PW_LEVEL::attention_backward, &PW_LEVEL::forward_workspace,
+    &PW_LEVEL::attention_backward_workspace};
+
+}  // namespace patchword

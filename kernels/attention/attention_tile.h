@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Product tiles and the exponential of attention: lanes hold queries. For level units only.
+#pragma once
+
+#include "kernels/common/simd.h"
+
+namespace patchword {
+namespace PW_LEVEL {
+namespace {
+
+// Accumulators fill the register file: 8 x 3 of 32 registers with AVX-512, 4 x 3 of 16 otherwise.
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
+constexpr int kVectors = 3;
+// Queries of a block, one per lane.
+constexpr int kBlockQueries = kVectors * kLanes;
+// Keys whose scores against a block of queries stay in L1.
+constexpr int kBlockKeys = 128;
+
+PW_INLINE VecF low_halves(VecF pairs) { return bit_cast<VecF>(bit_cast<VecU>(pairs) << 16); }
+PW_INLINE VecF high_halves(VecF pairs) {
+  return bit_cast<VecF>(bit_cast<VecU>(pairs) & 0xffff0000u);
+}
+
+// One step of a dot product: one float, or two bfloat16 in a 32-bit word.
+struct FloatProduct {
+  static constexpr int kStep = 1;
+  static PW_INLINE VecF broadcast(const float* a) { return splat(*a); }
+  static PW_INLINE VecF step(VecF a, VecF b, VecF sum) { return fma(a, b, sum); }
+};
+struct PairProduct {
+  static constexpr int kStep = 2;
+  // Through integers: the bits of a pair are no float.
+  static PW_INLINE VecF broadcast(const float* a) {
+    int32_t word;
+    __builtin_memcpy(&word, a, sizeof(word));
+    return bit_cast<VecF>(splat_int(word));
+  }
+  static PW_INLINE VecF step(VecF a, VecF b, VecF sum) {
+#if defined(__AVX512BF16__) && PW_VECTOR_BYTES == 64
+    return bit_cast<VecF>(
+        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+#else
+    sum = fma(low_halves(a), low_halves(b), sum);
+    return fma(high_halves(a), high_halves(b), sum);
+#endif
+  }
+};
+
+// sums[i][v] += sum over n of a[n * a_step + i * a_row] * b[n * b_step + v * kLanes ...]. The steps
+// are constants at every call, so that each operand is one pointer with fixed offsets.
+template <typename Product, int Rows, int Vectors>
+PW_INLINE void multiply(const float* __restrict__ a, int64_t a_row, int64_t a_step,
+                        const float* __restrict__ b, int64_t b_step, int64_t depth,
+                        VecF (&sums)[Rows][Vectors]) {
+#pragma GCC unroll 2
+  for (int64_t n = 0; n < depth; ++n) {
+    VecF columns[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const VecF row = Product::broadcast(a + i * a_row);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sums[i][v] = Product::step(row, columns[v], sums[i][v]);
+    }
+    a += a_step;
+    b += b_step;
+  }
+}
+
+// 2^x for x <= 0: nearest integer, degree-5 polynomial on [-0.5, 0.5] (relative error 2e-7), scale
+// by a float made of the integer. Below -126.5 it is 0; NaN stays NaN.
+PW_INLINE VecF exp2_negative(VecF x) {
+  // The low bits of 1.5 * 2^23 + 127 + n are the biased exponent of 2^n.
+  const VecF magic = splat(12583039.0f);
+  const VecF limited = max(splat(-127.0f), x);  // this order keeps a NaN of x
+  const VecF shifted = limited + magic;
+  const VecF r = limited - (shifted - magic);
+  const VecF factor = bit_cast<VecF>(bit_cast<VecI>(shifted) << 23);
+  VecF p = splat(1.3264727e-3f);
+  p = fma(p, r, splat(9.6715130e-3f));
+  p = fma(p, r, splat(5.5507336e-2f));
+  p = fma(p, r, splat(2.4022242e-1f));
+  p = fma(p, r, splat(6.9314700e-1f));
+  p = fma(p, r, splat(1.0f));
+  return p * factor;
+}
+
+}  // namespace
+}  // namespace PW_LEVEL
+}  // namespace patchword

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system in use: pictures are described once, then matched in pairs or ranked by a query."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from patchword.backbones.base import Backbone
+from patchword.data.folders import list_images
+from patchword.data.io import printable, read_image
+from patchword.errors import OptionError
+from patchword.geometry import check_box, patch_centers
+from patchword.masks import guided_refine
+from patchword.nn.cross_transformer import ImageTokens
+from patchword.structures import CorrespondenceField, FloatArray, ImageArray, MatchResult
+from patchword.systems.segswap import cycles, retrieval
+from patchword.systems.segswap.config import PreprocessConfig
+from patchword.systems.segswap.frames import PATCH, Frame, plan_frame, to_input
+from patchword.systems.segswap.model import SegSwapNetwork
+
+_CONSISTENCY: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "none": cycles.raw_masks,
+    "pair": cycles.pair_masks,
+    "demo": cycles.demo_masks,
+}
+
+
+@dataclass(frozen=True)
+class SegswapOptions:
+    """Settings of :class:`Segswap`.
+
+    Attributes:
+        consistency: Which masks are returned: ``"none"`` the network's own, ``"pair"`` each times
+            the other seen from it, ``"demo"`` there and back as in the published notebook.
+        refine: Pull the edges of the masks to those of the pictures; the published code does not.
+        rounding: Cell that a predicted place means in scores: ``"cell"`` the one that holds it,
+            ``"published"`` ``round(x (w - 1))`` (trap T10).
+        min_match: Least agreement of both masks for a cell to be listed as a match.
+        max_matches: Longest list of matches.
+        score_cells: Share of the cells, the surest ones, that a pair's score is the mean of.
+        batch: Pairs, or pictures to describe, in one call of the network.
+        box_share: A query box is enlarged until its longest side is this share of the input's.
+    """
+
+    consistency: Literal["none", "pair", "demo"] = "none"
+    refine: bool = True
+    rounding: retrieval.Rounding = "cell"
+    min_match: float = 0.25
+    max_matches: int = 1000
+    score_cells: float = 0.01
+    batch: int = 32
+    box_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not documented.
+
+        Raises:
+            OptionError: With the value.
+        """
+        if self.consistency not in _CONSISTENCY:
+            raise OptionError(
+                f"SegswapOptions: consistency must be one of {', '.join(_CONSISTENCY)}, "
+                f"got {self.consistency!r}."
+            )
+        if self.batch < 1 or not 0 < self.score_cells <= 1 or not 0 < self.box_share <= 1:
+            raise OptionError(
+                "SegswapOptions: batch must be at least 1, score_cells and box_share in (0, 1], "
+                f"got {self.batch}, {self.score_cells:g} and {self.box_share:g}."
+            )
+
+
+def published_options(**changes: Any) -> SegswapOptions:
+    """Options that follow the published code bit for bit where it differs (``compat``)."""
+    return replace(
+        SegswapOptions(consistency="demo", refine=False, rounding="published"), **changes
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """A picture as the system keeps it; everything in it depends on this picture alone.
+
+    Attributes:
+        features: ``[h * w, C]`` unit descriptors, row-major.
+        tokens: Batch of one, through the layers before the first cross layer.
+        frame: Where the picture lies in the network's input.
+        image: The picture, uint8 ``[H, W, 3]``, or None.
+    """
+
+    features: Tensor
+    tokens: ImageTokens
+    frame: Frame
+    image: ImageArray | None = None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One picture of a ranked gallery.
+
+    Attributes:
+        index: Its place in the gallery as given.
+        score: Larger is better; comparable within one query only.
+        name: Path, where the gallery was one of files.
+    """
+
+    index: int
+    score: float
+    name: str | None = None
+
+
+class Segswap:
+    """A network in use, see :func:`patchword.load`.
+
+    Example:
+        >>> system = patchword.load("segswap")  # doctest: +SKIP
+        >>> system.match("left.jpg", "right.jpg").save("out")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        network: SegSwapNetwork,
+        *,
+        options: SegswapOptions | None = None,
+        preprocess: PreprocessConfig | None = None,
+    ) -> None:
+        """Take a network with its backbone.
+
+        Args:
+            network: In evaluation mode.
+            options: See :class:`SegswapOptions`.
+            preprocess: How pictures are resized; None for what the weights were made for.
+
+        Raises:
+            OptionError: The network has no backbone.
+        """
+        if network.backbone is None:
+            raise OptionError("Segswap: network must have a backbone, got features only.")
+        self.network = network.eval()
+        self.backbone: Backbone = network.backbone
+        self.options = options if options is not None else SegswapOptions()
+        self.preprocess = preprocess if preprocess is not None else network.config.preprocess
+
+    @torch.inference_mode()
+    def describe(self, image: Any, box: npt.ArrayLike | None = None) -> Described:
+        """Describe a picture once, for any number of pairs.
+
+        Args:
+            image: Path, PIL picture, array or tensor, see :func:`patchword.data.io.read_image`.
+            box: ``x0, y0, x1, y1`` in pixels: only the part around it is seen, enlarged.
+
+        Raises:
+            DatasetError: A file cannot be read.
+            ShapeError: The picture is smaller than a patch.
+            OptionError: The box lies outside the picture.
+        """
+        picture = read_image(image)
+        seen, origin = self._around(picture, box)
+        frame = plan_frame(
+            (seen.shape[0], seen.shape[1]), self.preprocess, self.backbone.multiple, "describe"
+        )
+        frame = replace(frame, origin=origin)
+        return self.describe_input(to_input(seen, frame, self.backbone), frame, picture)
+
+    @torch.inference_mode()
+    def describe_input(
+        self, pixels: Tensor, frame: Frame, image: ImageArray | None = None
+    ) -> Described:
+        """Describe one input ``[1, 3, H, W]`` that was prepared elsewhere."""
+        maps = self.network.features(pixels)
+        valid = frame.valid()
+        tokens = self.network.transformer.embed(
+            maps, None if valid is None else valid[None].to(maps.device)
+        )
+        # Rows of channels, as scores read them; the backbone leaves planes.
+        features = maps[0].flatten(1).T.contiguous()
+        return Described(features, tokens, frame, image)
+
+    @torch.inference_mode()
+    def relate(self, first: Described, second: Described) -> tuple[Tensor, Tensor]:
+        """Outputs ``[1, 3, h, w]`` of the network for both pictures, see its ``forward``."""
+        return self.network.transformer.relate(first.tokens, second.tokens)
+
+    def match(self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None) -> MatchResult:
+        """Find what two pictures share.
+
+        Args:
+            image0: Picture, or what :meth:`describe` gave.
+            image1: The other one.
+            box0: ``x0, y0, x1, y1`` in pixels of picture 0: look only for what lies there.
+
+        Returns:
+            Masks, matches and a score, in pixels of the pictures as they were given.
+
+        Raises:
+            DatasetError: A file cannot be read.
+            ShapeError: A picture is smaller than a patch.
+            OptionError: The box lies outside the picture, or goes with a described one.
+        """
+        return self.match_dense(image0, image1, box0)[0]
+
+    @torch.inference_mode()
+    def match_dense(
+        self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None
+    ) -> tuple[MatchResult, CorrespondenceField]:
+        """As :meth:`match`, with the place in picture 1 of every patch of picture 0."""
+        first, second = self._described(image0, box0), self._described(image1)
+        out0, out1 = self.relate(first, second)
+        agreed0, agreed1 = cycles.pair_masks(out0, out1)
+        inside0 = self._cells(first, box0)
+        found = self._field(first, second, out0, agreed0 * inside0)
+        matches, scores = self._list_matches(found)
+        mask0, mask1 = _CONSISTENCY[self.options.consistency](out0 * _third(inside0), out1)
+        result = MatchResult(
+            mask0=self._mask(mask0[0], first),
+            mask1=self._mask(mask1[0], second),
+            matches=matches,
+            match_scores=scores,
+            score=self._pair_score(agreed0 * inside0, agreed1),
+            image0=first.image,
+            image1=second.image,
+        )
+        return result, found
+
+    @torch.inference_mode()
+    def score(self, query: Described, gallery: Sequence[Described], cells: Tensor) -> FloatArray:
+        """Retrieval scores of one query against described pictures.
+
+        Args:
+            query: The query.
+            gallery: The candidates, of any sizes.
+            cells: bool ``[h, w]``: the query's cells that are asked about.
+
+        Returns:
+            float32 ``[len(gallery)]``; larger is better.
+        """
+        transformer = self.network.transformer
+        region = cells.to(query.features.device)
+        weights = retrieval.query_weights(transformer, query.tokens, region)
+        wanted = region.flatten().nonzero()[:, 0]
+        by_grid: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, candidate in enumerate(gallery):
+            by_grid[candidate.tokens.grid].append(index)
+        scores = np.zeros(len(gallery), dtype=np.float32)
+        for indices in by_grid.values():
+            for start in range(0, len(indices), self.options.batch):
+                chosen = indices[start : start + self.options.batch]
+                members = [gallery[index] for index in chosen]
+                found = retrieval.score_candidates(
+                    transformer,
+                    query.tokens,
+                    _stack([member.tokens for member in members]),
+                    query.features,
+                    torch.stack([member.features for member in members]),
+                    weights,
+                    wanted,
+                    rounding=self.options.rounding,
+                )
+                scores[chosen] = found.cpu().numpy()
+        return scores
+
+    def rank(
+        self,
+        query: Any,
+        gallery: str | Path | Iterable[Any],
+        box: npt.ArrayLike | None = None,
+    ) -> list[Ranked]:
+        """Order pictures by how well the query, or what its box holds, is found in them.
+
+        Args:
+            query: Picture, or what :meth:`describe` gave.
+            gallery: Folder, or pictures and described pictures in any mix.
+            box: ``x0, y0, x1, y1`` in pixels of the query.
+
+        Returns:
+            One entry a picture, best first; equal scores in the order given.
+
+        Raises:
+            DatasetError: A file or folder cannot be read.
+            ShapeError: A picture is smaller than a patch.
+            OptionError: The box lies outside the query, or goes with a described one.
+        """
+        if isinstance(gallery, (str, Path)):
+            gallery = list_images(gallery)
+        members = list(gallery)
+        asked = self._described(query, box)
+        described = [self._described(member) for member in members]
+        scores = self.score(asked, described, self._cells(asked, box))
+        names = [
+            printable(member) if isinstance(member, (str, Path)) else None for member in members
+        ]
+        order = np.argsort(-scores, kind="stable")
+        return [Ranked(int(index), float(scores[index]), names[index]) for index in order]
+
+    def _described(self, image: Any, box: npt.ArrayLike | None = None) -> Described:
+        if not isinstance(image, Described):
+            return self.describe(image, box)
+        if box is not None:
+            raise OptionError(
+                "match: box must come with a picture, got a described one. "
+                "Pass the box to describe."
+            )
+        return image
+
+    def _around(
+        self, picture: ImageArray, box: npt.ArrayLike | None
+    ) -> tuple[ImageArray, tuple[int, int]]:
+        """The part of a picture around a box, of the picture's shape, and its corner."""
+        if box is None:
+            return picture, (0, 0)
+        height, width = picture.shape[:2]
+        x0, y0, x1, y1 = check_box(box, (height, width))
+        share = max((x1 - x0) / width, (y1 - y0) / height) / self.options.box_share
+        tall = min(height, max(PATCH, round(height * share)))
+        wide = min(width, max(PATCH, round(width * share)))
+        left = min(max(round((x0 + x1 - wide) / 2), 0), width - wide)
+        top = min(max(round((y0 + y1 - tall) / 2), 0), height - tall)
+        return picture[top : top + tall, left : left + wide], (left, top)
+
+    def _cells(self, described: Described, box: npt.ArrayLike | None) -> Tensor:
+        """Bool ``[h, w]``: cells that show the picture, and of these the ones in the box."""
+        frame = described.frame
+        shown = frame.valid()
+        inside = np.ones(frame.grid, dtype=bool) if shown is None else shown.numpy().copy()
+        if box is not None:
+            x0, y0, x1, y1 = check_box(box, (10**9, 10**9))
+            centers = patch_centers(frame.grid) / frame.grid[::-1]
+            places = frame.to_picture(centers).reshape(*frame.grid, 2)
+            x, y = places[..., 0], places[..., 1]
+            boxed = inside & (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+            if not boxed.any():
+                middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+                distance = np.linalg.norm(places - middle, axis=-1)
+                boxed.flat[int(np.where(inside, distance, np.inf).argmin())] = True
+            inside = boxed
+        return torch.from_numpy(inside).to(described.features.device)
+
+    def _field(
+        self, first: Described, second: Described, out0: Tensor, evidence: Tensor
+    ) -> CorrespondenceField:
+        grid = first.frame.grid
+        centers = patch_centers(grid) / grid[::-1]
+        places = out0[0, :2].flatten(1).T.double().cpu().numpy()
+        cell = np.clip(np.floor(places * second.frame.grid[::-1]).astype(int), 0, None)
+        cell = np.minimum(cell, np.array(second.frame.grid[::-1]) - 1)
+        index = torch.from_numpy(cell[:, 1] * second.frame.grid[1] + cell[:, 0])
+        others = second.features[index.to(second.features.device)]
+        similarity = (first.features * others).sum(dim=1)
+        return CorrespondenceField(
+            points0=first.frame.to_picture(centers).reshape(*grid, 2).astype(np.float32),
+            points1=second.frame.to_picture(places).reshape(*grid, 2).astype(np.float32),
+            similarity=similarity.reshape(grid).float().cpu().numpy(),
+            evidence=evidence[0].float().cpu().numpy(),
+        )
+
+    def _list_matches(self, found: CorrespondenceField) -> tuple[FloatArray, FloatArray]:
+        listed = found.evidence >= self.options.min_match
+        rows = np.concatenate([found.points0[listed], found.points1[listed]], axis=1)
+        scores = found.evidence[listed]
+        order = np.argsort(-scores, kind="stable")[: self.options.max_matches]
+        return rows[order].astype(np.float32), scores[order].astype(np.float32)
+
+    def _mask(self, region: Tensor, described: Described) -> FloatArray:
+        """Bring ``[h, w]`` to the whole picture's size; 0 outside the part that was seen."""
+        frame = described.frame
+        soft = frame.crop_maps(region[None].float())[0]
+        left, top = frame.origin
+        height, width = frame.image_size
+        image = described.image
+        if image is None:
+            return soft.cpu().numpy()
+        seen = image[top : top + height, left : left + width]
+        drawn = guided_refine(soft, seen) if self.options.refine else soft.cpu().numpy()
+        whole = np.zeros(image.shape[:2], dtype=np.float32)
+        whole[top : top + height, left : left + width] = drawn
+        return whole
+
+    def _pair_score(self, agreed0: Tensor, agreed1: Tensor) -> float:
+        """Mean of the surest cells of both sides: a small shared part still counts."""
+        best = []
+        for agreed in (agreed0, agreed1):
+            count = max(1, round(self.options.score_cells * agreed.numel()))
+            best.append(float(agreed.flatten().topk(count).values.mean()))
+        return sum(best) / 2
+
+
+def _third(region: Tensor) -> Tensor:
+    """Factors ``[1, 3, h, w]`` that leave places alone and keep the mask inside a region."""
+    ones = torch.ones_like(region, dtype=torch.float32)
+    return torch.stack([ones, ones, region.float()])[None]
+
+
+def _stack(tokens: Sequence[ImageTokens]) -> ImageTokens:
+    """Join pictures of one grid into a batch."""
+    grid = tokens[0].grid
+    valid = None
+    if any(one.valid is not None for one in tokens):
+        count = grid[0] * grid[1]
+        whole = torch.ones(1, count, dtype=torch.bool, device=tokens[0].tokens.device)
+        valid = torch.cat([whole if one.valid is None else one.valid for one in tokens])
+    return ImageTokens(torch.cat([one.tokens for one in tokens]), grid, valid)
