@@ -15,7 +15,8 @@ from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.convert import ConvertSegswap, ConvertSketchseg
-from patchword.cli.data import DataSketchseg
+from patchword.cli.data import DataSegswap
+from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
@@ -28,6 +29,7 @@ from patchword.errors import ConfigError, OptionError, PatchwordError
 COMMANDS: dict[str, type[CommonFlags]] = {
     "match": Match,
     "locate": Locate,
+    "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
     "evaluate sketchseg": EvaluateSketchseg,

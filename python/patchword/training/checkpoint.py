@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from patchword.data.io import printable
@@ -27,50 +25,10 @@ from patchword.inference.atomic import (
     write_json,
     write_text,
 )
+from patchword.nn.checkpoint import read_weights, weights_bytes
 
-FORMAT = "patchword-weights/1"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write named tensors with a header as safetensors.
-
-    Args:
-        path: The file.
-        weights: Tensors by name.
-        metadata: Header; ``format`` is added, ``system`` should be there.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    return write_bytes(path, safetensors_bytes(plain, {"format": FORMAT, **metadata}))
-
-
-def load_weights(path: Path, *, system: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what :func:`save_weights` wrote.
-
-    Returns:
-        Tensors by name, and the header.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or of another system.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("system") != system:
-                raise CheckpointError(
-                    f"load_weights: {printable(path)} must be for system {system!r}, got "
-                    f"{metadata.get('system', 'a file that names none')!r}."
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(metadata)  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        text = " ".join(str(error).split())
-        raise CheckpointError(
-            f"load_weights: {printable(path)} must be a whole safetensors file, got: {text}."
-        ) from error
 
 
 class Checkpoints:
@@ -97,7 +55,8 @@ class Checkpoints:
         step: int,
         *,
         weights: Mapping[str, Tensor],
-        metadata: Mapping[str, str],
+        system: str,
+        header: Mapping[str, Any],
         state: Mapping[str, Any],
         config_yaml: str,
         metrics: Mapping[str, Any],
@@ -108,7 +67,8 @@ class Checkpoints:
         Args:
             step: Optimiser steps done.
             weights: The model.
-            metadata: Header of the weights.
+            system: Name of the system that they belong to.
+            header: JSON-ready header of the weights file.
             state: Tensors and plain values that a resume needs besides.
             config_yaml: The run's configuration.
             metrics: JSON-ready.
@@ -121,7 +81,8 @@ class Checkpoints:
         make_folder(self.folder)
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            save_weights(draft / "model.safetensors", weights, metadata)
+            content = weights_bytes(weights, system=system, header=header)
+            write_bytes(draft / "model.safetensors", content)
             buffer = io.BytesIO()
             torch.save(dict(state), buffer)
             write_bytes(draft / "state.pt", buffer.getvalue())
@@ -151,7 +112,7 @@ class Checkpoints:
         if not steps:
             raise CheckpointError(f"resume: {printable(self.folder)} holds no checkpoint.")
         place = self.path(steps[-1])
-        weights, _ = load_weights(place / "model.safetensors", system=system)
+        weights, _ = read_weights(place / "model.safetensors", system=system)
         try:
             content = (place / "state.pt").read_bytes()
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

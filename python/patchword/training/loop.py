@@ -290,12 +290,8 @@ class _Run:
         self.checkpoints.save(
             self.step,
             weights=self.task.model.state_dict(),
-            metadata={
-                "system": self.task.system,
-                "patchword": __version__,
-                "step": str(self.step),
-                **self.task.metadata(),
-            },
+            system=self.task.system,
+            header={**self.task.metadata(), "step": self.step},
             state=state,
             config_yaml=to_yaml(self.whole_config),
             metrics={"step": self.step, "losses": self.losses, "validation": self.metrics},

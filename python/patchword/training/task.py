@@ -67,8 +67,8 @@ class Task(ABC):
         """Draw what the model does, uint8 ``[H, W, 3]`` by name; on the main process alone."""
         return {}
 
-    def metadata(self) -> dict[str, str]:
-        """Give what travels in the header of the weights file: preprocessing, licence, ..."""
+    def metadata(self) -> dict[str, Any]:
+        """Give what travels in the header of the weights file, JSON-ready: configuration, ..."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sketch_drawings import toy_library, write_ndjson
 from sketch_models import TINY
 
 from patchword.errors import CheckpointError, ConfigError
+from patchword.nn.checkpoint import read_weights
 from patchword.systems.sketchseg.compose import SceneConfig, compose_scene, scene_generator
 from patchword.systems.sketchseg.data import write_captioned
 from patchword.systems.sketchseg.task import TrainConfig, create_task
@@ -23,7 +24,6 @@ from patchword.training import (
     fit,
     load_config,
 )
-from patchword.training.checkpoint import load_weights
 
 
 def training(steps, **loop):
@@ -35,7 +35,7 @@ def training(steps, **loop):
 
 
 def weights(folder, step):
-    return load_weights(
+    return read_weights(
         folder / "checkpoints" / f"step_{step:08d}" / "model.safetensors", system="sketchseg"
     )
 

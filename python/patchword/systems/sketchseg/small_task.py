@@ -16,6 +16,7 @@ from patchword.data.io import printable
 from patchword.data.strokes import render_strokes
 from patchword.errors import CheckpointError, ConfigError
 from patchword.metrics.label_maps import mean_iou, pixel_accuracy
+from patchword.nn.checkpoint import read_weights
 from patchword.systems.sketchseg.compose import (
     CANVAS,
     DrawingLibrary,
@@ -33,7 +34,6 @@ from patchword.systems.sketchseg.small_data import (
 from patchword.systems.sketchseg.small_encoder import SYSTEM, encode_templates, small_header
 from patchword.systems.sketchseg.train_config import SmallTrainConfig
 from patchword.training import LoopConfig, Losses, Task
-from patchword.training.checkpoint import load_weights
 
 # Scenes of validations differ from those of training and of the report.
 _VALIDATION_SEED = 1_000_003
@@ -127,7 +127,7 @@ class SmallTask(Task):
             return {}
         return {"pixel_accuracy": float(np.mean(accuracies)), "miou": float(np.mean(ious))}
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, Any]:
         """What the weights file says about itself."""
         return small_header(self.model.config, self.words, self.config.templates)
 
@@ -168,7 +168,7 @@ def start_from(model: SmallSketchNet, path: Path) -> None:
     Raises:
         CheckpointError: The file is damaged or holds weights of another network.
     """
-    state, _ = load_weights(path, system=SYSTEM)
+    state, _ = read_weights(path, system=SYSTEM)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
