@@ -127,7 +127,9 @@ def _partners(similarity: Tensor, grid0: tuple[int, int], grid1: tuple[int, int]
     def pick(values: Tensor) -> Tensor:
         return values.gather(2, chosen)[..., 0]
 
-    gap = torch.maximum((row - pick(row)[..., None]).abs(), (column - pick(column)[..., None]).abs())
+    gap = torch.maximum(
+        (row - pick(row)[..., None]).abs(), (column - pick(column)[..., None]).abs()
+    )
     kept = table[pick(pose)]
     rival = quality.masked_fill(gap <= 2, -1.0).amax(dim=2)
     return _Partners(

@@ -163,9 +163,7 @@ class ComposedTask(Task):
         masks = mask_loss(
             [out0[:, 2], out1[:, 2], all0[count:, 2], all1[count:, 2]], [*wanted, nothing, nothing]
         )
-        carried = mask_loss(
-            [transport(out1[:, 2], out0), transport(out0[:, 2], out1)], wanted
-        )
+        carried = mask_loss([transport(out1[:, 2], out0), transport(out0[:, 2], out1)], wanted)
         both = torch.cat([out0, out1])
         targets = torch.cat([batch.target(0), batch.target(1)])
         coordinates = correspondence_loss(both, targets, beyond=targets[:, 2])
@@ -287,5 +285,3 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
     above = (positive[:, None] > negative[None]).mean()
     ties = (positive[:, None] == negative[None]).mean()
     return float(above + 0.5 * ties)
-
-

@@ -225,8 +225,9 @@ class PairComposer:
     def _piece(self, rng: np.random.Generator) -> ImageArray:
         """A random smooth piece of a photograph as a cut-out."""
         side = self.config.size
-        noise = cv2.resize(rng.normal(size=(5, 5)).astype(np.float32), (side, side),
-                           interpolation=cv2.INTER_CUBIC)
+        noise = cv2.resize(
+            rng.normal(size=(5, 5)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+        )
         rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
         bump = np.exp(-(rows**2 + columns**2) / 0.08) + 0.12 * noise
         alpha = cv2.GaussianBlur(((bump > 0.5) * 255).astype(np.uint8), (3, 3), 0)
@@ -253,7 +254,9 @@ class PairComposer:
         solid = max(1.0, float((cutout[..., 3] > 127).sum()))
         factor = min(area_side / np.sqrt(solid), 0.95 * side / np.hypot(height, width))
         rows, columns = np.nonzero(cutout[..., 3] > 127)
-        points = np.stack([columns, rows], axis=1).astype(np.float64) if len(rows) else np.zeros((1, 2))
+        points = (
+            np.stack([columns, rows], axis=1).astype(np.float64) if len(rows) else np.zeros((1, 2))
+        )
         turned = warp_points(_similarity(angle, factor, (0.0, 0.0), (0.0, 0.0)), points)
         low, high = turned.min(axis=0), turned.max(axis=0)
         room = np.maximum(side - (high - low), 1.0)

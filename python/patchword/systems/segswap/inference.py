@@ -406,4 +406,7 @@ def _stack(tokens: Sequence[ImageTokens]) -> ImageTokens:
         count = grid[0] * grid[1]
         whole = torch.ones(1, count, dtype=torch.bool, device=tokens[0].tokens.device)
         valid = torch.cat([whole if one.valid is None else one.valid for one in tokens])
-    return ImageTokens(torch.cat([one.tokens for one in tokens]), grid, valid)
+    maps = [one.maps for one in tokens if one.maps is not None]
+    return ImageTokens(
+        torch.cat([one.tokens for one in tokens]), grid, valid, torch.cat(maps) if maps else None
+    )
