@@ -15,7 +15,7 @@ from patchword import __version__
 from patchword.cli import common
 from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
-from patchword.cli.convert import ConvertSegswap
+from patchword.cli.convert import ConvertSegswap, ConvertSketchseg
 from patchword.cli.data import DataSegswap
 from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
@@ -45,8 +45,11 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "evaluate segswap brueghel": EvaluateBrueghel,
     "evaluate segswap tokyo247": EvaluateTokyo247,
     "evaluate segswap pitts30k": EvaluatePitts30k,
+    "app": App,
     "evaluate sketchseg": EvaluateSketchseg,
     "data sketchseg": DataSketchseg,
+    "convert segswap": ConvertSegswap,
+    "convert sketchseg": ConvertSketchseg,
     "train": Train,
     "env": Env,
     "ops list": OpsList,

@@ -241,7 +241,7 @@ class PublishedTask(Task):
             groups.append({"params": own, "lr": self.config.threshold_lr, "weight_decay": 0.0})
         return groups
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, Any]:
         """What the network's own loader asks of the header."""
         return {
             "kind": KIND,
