@@ -18,7 +18,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Write a PNG: operations a second over operations a byte, one panel a thread count.
 
     A filled mark is ours, a hollow one the fastest peer that computes the same. The sloped line
-    is the measured copy bandwidth, the level one the measured float32 matrix product.
+    is the measured copy bandwidth, the level one the measured float32 matrix product. Operations
+    are counted by the row's formula, so pruned or 16-bit work can lie above.
     """
     probes = [probe for probe in result["probes"] if probe.get("copy_gbs")]
     count = max(1, len(probes))
@@ -38,7 +39,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         )
     facts = result["provenance"]
     figure.suptitle(
-        "Speed under the measured ceilings: filled patchword, hollow the fastest peer\n"
+        "Speed under the measured ceilings: filled patchword, hollow the fastest peer; above the line: "
+        "pruned or 16-bit work\n"
         f"{facts['cpu']}, {facts['date'][:10]}, commit {(facts['commit'] or 'unknown')[:9]}",
         fontsize=9,
     )
@@ -48,10 +50,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def _point(row: dict[str, Any]) -> tuple[str, float, float, float | None] | None:
     """Name, operations a byte, our speed and the fastest peer's in GFLOP/s."""
-    done = [one for one in row["candidates"] if one["status"] == "ok" and one["gflops"]]
+    done = [one for one in row["candidates"] if one["status"] == "ok" and one.get("gflops")]
     ours = [one["gflops"] for one in done if one["role"] == "ours"]
     peers = [one["gflops"] for one in done if one["role"] == "peer" and one["comparable"]]
-    if not ours or not row["flops"] or not row["moved_bytes"]:
+    if not ours or not row.get("flops") or not row.get("moved_bytes"):
         return None
     name = f"{row['id'].split('.', 1)[-1]} {row['dtype']}"
     return name, row["flops"] / row["moved_bytes"], max(ours), max(peers, default=None)
