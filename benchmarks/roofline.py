@@ -21,7 +21,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     is the measured copy bandwidth, the level one the measured float32 matrix product. Operations
     are counted by the row's formula, so pruned or 16-bit work can lie above.
     """
-    probes = [probe for probe in result["probes"] if probe.get("copy_gbs")]
+    probes = [p for p in result["probes"] if p.get("copy_gbs") and p.get("ceiling_gflops")]
     count = max(1, len(probes))
     figure = Figure(figsize=(7.5 * count, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -39,8 +39,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         )
     facts = result["provenance"]
     figure.suptitle(
-        "Speed under the measured ceilings: filled patchword, hollow the fastest peer; above the line: "
-        "pruned or 16-bit work\n"
+        "Speed under the measured ceilings: filled patchword, hollow the fastest peer; "
+        "above the line: pruned or 16-bit work\n"
         f"{facts['cpu']}, {facts['date'][:10]}, commit {(facts['commit'] or 'unknown')[:9]}",
         fontsize=9,
     )
