@@ -33,6 +33,7 @@ OP_MODULES = (
     "benchmarks.ops.mask_upsample",
     "benchmarks.ops.sample_features",
     "benchmarks.ops.pamr",
+    "benchmarks.ops.pooling",
     "benchmarks.ops.call_overhead",
     "benchmarks.ops.shared_runtime",
 )
