@@ -34,6 +34,7 @@ OP_MODULES = (
     "benchmarks.ops.sample_features",
     "benchmarks.end_to_end.sketchseg",
     "benchmarks.ops.pamr",
+    "benchmarks.ops.pooling",
     "benchmarks.ops.call_overhead",
     "benchmarks.ops.shared_runtime",
 )

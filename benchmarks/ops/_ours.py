@@ -83,3 +83,34 @@ def refine_masks(inputs: Inputs, backend: str) -> Run:
     """Masks refined along the edges of their picture."""
     arguments = (inputs[name] for name in ("image", "masks", "dilations", "iterations"))
     return _bind("pamr", backend, *arguments)
+
+
+def pool(inputs: Inputs, backend: str) -> Run:
+    """Top and bottom means."""
+    return _bind("weldon_pool", backend, inputs["maps"], inputs["k_max"], inputs["k_min"])
+
+
+def pool_gradient(inputs: Inputs, backend: str) -> Run:
+    """Top and bottom means and the gradient of their sum."""
+    import torch
+
+    function = find_op("weldon_pool")
+
+    def run() -> Any:
+        leaf = inputs["maps"].detach().requires_grad_()
+        pooled = function(leaf, inputs["k_max"], inputs["k_min"], backend=backend)
+        return torch.autograd.grad(pooled.sum(), leaf)[0]
+
+    return run
+
+
+def count_pairs(inputs: Inputs, backend: str) -> Run:
+    """Joint counts of two label maps."""
+    arguments = inputs["prediction"], inputs["target"], inputs["classes"]
+    return _bind("confusion_counts", backend, *arguments)
+
+
+def fold_and_locate(inputs: Inputs, backend: str) -> Run:
+    """Folded texts, their heat maps, locations and masks."""
+    arguments = (inputs[name] for name in ("maps", "text", "projection", "top"))
+    return _bind("folded_heatmap", backend, *arguments, threshold=inputs["threshold"])
