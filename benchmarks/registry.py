@@ -32,6 +32,9 @@ OP_MODULES = (
     "benchmarks.ops.patch_similarity",
     "benchmarks.ops.mask_upsample",
     "benchmarks.ops.sample_features",
+    "benchmarks.ops.sru",
+    "benchmarks.ops.retrieval_ranks",
+    "benchmarks.ops.keypoint_join",
     "benchmarks.ops.call_overhead",
     "benchmarks.ops.shared_runtime",
 )

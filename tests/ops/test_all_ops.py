@@ -28,12 +28,22 @@ def _descriptors() -> tuple[torch.Tensor, torch.Tensor]:
 EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "cycle_consistency": lambda: ((*_descriptors(), torch.rand(2, 5, 2)), {}),
     "dual_softmax_matches": lambda: (_descriptors(), {}),
+    "keypoint_join": lambda: (
+        (torch.tensor([1, 4, 6, 4, 5, 6]), torch.tensor([0, 3, 6]), torch.tensor([[0, 1], [1, 1]])),
+        {},
+    ),
     "mask_upsample": lambda: ((torch.randn(1, 3, 4, 4), (9, 7)), {"output": "labels"}),
     "match_logsumexp": lambda: (_descriptors(), {}),
     "mutual_nearest_neighbors": lambda: (_descriptors(), {}),
     "nearest_neighbors": lambda: (_descriptors(), {}),
     "patch_similarity": lambda: ((torch.randn(1, 6, 8), torch.randn(3, 8)), {}),
+    "retrieval_ranks": lambda: (
+        (torch.randn(4, 8), torch.randn(5, 8), torch.tensor([0, 4, 2, -1])),
+        {},
+    ),
     "sample_features": lambda: ((torch.randn(1, 3, 4, 4), torch.rand(1, 5, 2) * 4), {}),
+    "score_ranks": lambda: ((torch.randn(4, 5), torch.tensor([0, 4, 2, -1])), {}),
+    "sru": lambda: ((torch.randn(3, 2, 4, 6), torch.randn(12), torch.randn(12)), {}),
     "upsampled_confusion": lambda: (
         (torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 9, 7))),
         {},

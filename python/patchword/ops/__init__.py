@@ -18,8 +18,10 @@ from patchword.ops.correspondence import (
     mutual_nearest_neighbors,
     nearest_neighbors,
 )
+from patchword.ops.keypoint_join import KeypointJoin, keypoint_join
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
+from patchword.ops.point_infonce import pair_weights, point_infonce
 from patchword.ops.retrieval_ranks import RetrievalRanks, retrieval_ranks, score_ranks
 from patchword.ops.sample_features import sample_features
 from patchword.ops.sru import sru
@@ -28,6 +30,7 @@ __all__ = [
     "OPS",
     "Backend",
     "CycleConsistency",
+    "KeypointJoin",
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
@@ -37,12 +40,15 @@ __all__ = [
     "explain",
     "explain_environment",
     "intersection_and_union",
+    "keypoint_join",
     "mask_upsample",
     "match_logsumexp",
     "mutual_nearest_neighbors",
     "nearest_neighbors",
     "pack_queries",
+    "pair_weights",
     "patch_similarity",
+    "point_infonce",
     "retrieval_ranks",
     "sample_features",
     "score_ranks",
@@ -58,6 +64,7 @@ OPS: dict[str, str] = {
     "match_logsumexp": "correspondence",
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
+    "keypoint_join": "keypoint_join",
     "mask_upsample": "mask_upsample",
     "patch_similarity": "patch_similarity",
     "retrieval_ranks": "retrieval_ranks",
