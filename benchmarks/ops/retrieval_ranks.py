@@ -90,9 +90,7 @@ def ours_both(inputs: Inputs, backend: str) -> Run:
 
 def ours_scores(inputs: Inputs, backend: str) -> Run:
     """Ranks from given scores."""
-    return _ours.bind(
-        "score_ranks", backend, inputs["scores"], inputs["truth"], ties="optimistic"
-    )
+    return _ours.bind("score_ranks", backend, inputs["scores"], inputs["truth"], ties="optimistic")
 
 
 def _peer(name: str, prepare: Any, compiled: bool = False) -> Peer:

@@ -124,7 +124,11 @@ def test_errors():
         (ShapeError, "query_points must", (features, images, points[:2], key_images, key_points)),
         (ShapeError, "key_points must", (features, images, points, key_images, points)),
         (DTypeError, "features must be", (features.long(), images, points, key_images, key_points)),
-        (DTypeError, "query_images must be", (features, images / 2, points, key_images, key_points)),
+        (
+            DTypeError,
+            "query_images must be",
+            (features, images / 2, points, key_images, key_points),
+        ),
         (DTypeError, "key_points must be", (features, images, points, key_images, key_points > 0)),
     ]
     for error, text, arguments in cases:

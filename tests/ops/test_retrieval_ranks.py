@@ -181,7 +181,9 @@ def test_properties():
         # One more true item can only help.
         more = torch.stack((truth, torch.randint(0, columns, (rows,))), 1)
         for ties in TIES:
-            assert bool((retrieval_ranks(queries, gallery, more, ties=ties)[0] <= by[ties][0]).all())
+            assert bool(
+                (retrieval_ranks(queries, gallery, more, ties=ties)[0] <= by[ties][0]).all()
+            )
         scores = queries @ gallery.T
         assert torch.equal(score_ranks(scores, truth), by["pessimistic"].ranks0)
 

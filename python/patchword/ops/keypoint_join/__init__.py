@@ -118,6 +118,4 @@ def keypoint_join(
     chosen = _backends.choose("keypoint_join", refusals, backend, ids, offsets, pairs)
     run = native.keypoint_join_native if chosen == "native" else keypoint_join_reference
     starts, rows0, rows1, flags = run(ids, offsets, pairs, capacity)
-    return KeypointJoin(
-        starts, rows0, rows1, (flags & DUPLICATES) != 0, (flags & UNSORTED) != 0
-    )
+    return KeypointJoin(starts, rows0, rows1, (flags & DUPLICATES) != 0, (flags & UNSORTED) != 0)

@@ -37,7 +37,9 @@ def _check_points(name: str, images: Tensor, points: Tensor, shape: tuple[int, .
     if images.dtype is torch.bool or images.is_floating_point() or images.is_complex():
         raise DTypeError(f"point_infonce: {name}_images must be integers, got {images.dtype}.")
     if not points.is_floating_point():
-        raise DTypeError(f"point_infonce: {name}_points must be floating point, got {points.dtype}.")
+        raise DTypeError(
+            f"point_infonce: {name}_points must be floating point, got {points.dtype}."
+        )
 
 
 def _read(
@@ -126,8 +128,7 @@ def point_infonce(
         raise DTypeError(f"point_infonce: features must be floating point, got {features.dtype}.")
     if key_images.ndim != 2 or key_images.shape[1] == 0:
         raise ShapeError(
-            "point_infonce: key_images must have shape [T, 1 + N], "
-            f"got {list(key_images.shape)}.",
+            f"point_infonce: key_images must have shape [T, 1 + N], got {list(key_images.shape)}.",
             "[T, 1 + N]",
             tuple(key_images.shape),
         )
