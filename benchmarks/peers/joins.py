@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.registry import Inputs
 def _lists(inputs: Inputs) -> list[Any]:
     edges = inputs["offsets"].tolist()
     ids = inputs["ids"].numpy()
-    return [ids[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [ids[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _intersect(lists: list[Any], pairs: list[list[int]]) -> Any:

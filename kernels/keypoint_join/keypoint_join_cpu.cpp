@@ -206,8 +206,8 @@ uint8_t inspect(const IdList& list) {
 }
 
 double expected_ns(const KeypointJoinParams& p) {
-  const double mean = p.images == 0 ? 0.0
-                                    : static_cast<double>(p.total) / static_cast<double>(p.images);
+  const double mean =
+      p.images == 0 ? 0.0 : static_cast<double>(p.total) / static_cast<double>(p.images);
   return static_cast<double>(p.pair_count) * (50.0 + mean);
 }
 
