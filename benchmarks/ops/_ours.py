@@ -28,20 +28,21 @@ def find_op(name: str) -> Callable[..., Any]:
     return function
 
 
-def _bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
+def bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
+    """Return the call of ``patchword.ops.<name>`` on a backend."""
     return partial(find_op(name), *arguments, backend=backend, **options)
 
 
 def mutual(inputs: Inputs, backend: str) -> Run:
     """Mutual nearest neighbours, both directions in one pass, with the default metric."""
     sets = inputs["descriptors0"], inputs["descriptors1"]
-    return _bind("mutual_nearest_neighbors", backend, *sets)
+    return bind("mutual_nearest_neighbors", backend, *sets)
 
 
 def mutual_dot(inputs: Inputs, backend: str) -> Run:
     """Mutual nearest neighbours of rows taken as they are."""
     sets = inputs["descriptors0"], inputs["descriptors1"]
-    return _bind("mutual_nearest_neighbors", backend, *sets, metric="dot")
+    return bind("mutual_nearest_neighbors", backend, *sets, metric="dot")
 
 
 def softmax_map(inputs: Inputs, backend: str) -> Run:
@@ -56,19 +57,19 @@ def softmax_map_unpacked(inputs: Inputs, backend: str) -> Run:
     """Similarity maps with queries packed in every call."""
     arguments = inputs["patches"], inputs["queries"]
     options = {"scale": inputs["scale"], "output": "softmax", "channels_last": True}
-    return _bind("patch_similarity", backend, *arguments, **options)
+    return bind("patch_similarity", backend, *arguments, **options)
 
 
 def labels(inputs: Inputs, backend: str) -> Run:
     """Labels of upsampled logits."""
     arguments = inputs["logits"], inputs["size"]
-    return _bind("mask_upsample", backend, *arguments, mode=inputs["mode"], output="labels")
+    return bind("mask_upsample", backend, *arguments, mode=inputs["mode"], output="labels")
 
 
 def masks(inputs: Inputs, backend: str) -> Run:
     """Thresholded upsampled logits."""
     arguments = inputs["logits"], inputs["size"]
-    return _bind(
+    return bind(
         "mask_upsample", backend, *arguments, mode=inputs["mode"], output="binary", threshold=0.5
     )
 
@@ -76,18 +77,18 @@ def masks(inputs: Inputs, backend: str) -> Run:
 def sample(inputs: Inputs, backend: str) -> Run:
     """Features sampled at points."""
     arguments = inputs["features"], inputs["points"]
-    return _bind("sample_features", backend, *arguments, stride=inputs["stride"])
+    return bind("sample_features", backend, *arguments, stride=inputs["stride"])
 
 
 def refine_masks(inputs: Inputs, backend: str) -> Run:
     """Masks refined along the edges of their picture."""
     arguments = (inputs[name] for name in ("image", "masks", "dilations", "iterations"))
-    return _bind("pamr", backend, *arguments)
+    return bind("pamr", backend, *arguments)
 
 
 def pool(inputs: Inputs, backend: str) -> Run:
     """Top and bottom means."""
-    return _bind("weldon_pool", backend, inputs["maps"], inputs["k_max"], inputs["k_min"])
+    return bind("weldon_pool", backend, inputs["maps"], inputs["k_max"], inputs["k_min"])
 
 
 def pool_gradient(inputs: Inputs, backend: str) -> Run:
@@ -107,10 +108,10 @@ def pool_gradient(inputs: Inputs, backend: str) -> Run:
 def count_pairs(inputs: Inputs, backend: str) -> Run:
     """Joint counts of two label maps."""
     arguments = inputs["prediction"], inputs["target"], inputs["classes"]
-    return _bind("confusion_counts", backend, *arguments)
+    return bind("confusion_counts", backend, *arguments)
 
 
 def fold_and_locate(inputs: Inputs, backend: str) -> Run:
     """Folded texts, their heat maps, locations and masks."""
     arguments = (inputs[name] for name in ("maps", "text", "projection", "top"))
-    return _bind("folded_heatmap", backend, *arguments, threshold=inputs["threshold"])
+    return bind("folded_heatmap", backend, *arguments, threshold=inputs["threshold"])
