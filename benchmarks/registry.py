@@ -34,6 +34,8 @@ OP_MODULES = (
     "benchmarks.ops.sample_features",
     "benchmarks.ops.match_score",
     "benchmarks.end_to_end.segswap",
+    "benchmarks.end_to_end.sketchseg",
+    "benchmarks.ops.pamr",
     "benchmarks.ops.call_overhead",
     "benchmarks.ops.shared_runtime",
 )

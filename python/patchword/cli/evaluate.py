@@ -64,7 +64,9 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Evaluate(CommonFlags):
+class Evaluate(CommonFlags):
+    """Flags of every protocol, and what is done with its numbers."""
+
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Labelled folder; its layout tells the protocol."""
     expect: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -120,7 +122,7 @@ class _Evaluate(CommonFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateMatch(_Evaluate):
+class EvaluateMatch(Evaluate):
     """Measure correspondences and shared-region masks on a labelled folder."""
 
     example: ClassVar[str] = 'patchword evaluate match --data copy_paste_pairs --expect "ap>=0.45"'
@@ -138,7 +140,7 @@ class EvaluateMatch(_Evaluate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateLocate(_Evaluate):
+class EvaluateLocate(Evaluate):
     """Measure phrase localisation on a labelled folder."""
 
     example: ClassVar[str] = "patchword evaluate locate --data public_domain_photos"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First Ctrl-C: finish the current picture and save. Second Ctrl-C: stop at once."""
+"""First Ctrl-C: finish the current picture or step and save. Second Ctrl-C: stop at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class StopFlag:
-    """True once somebody asked the run to stop after the current picture."""
+    """True once somebody asked the run to stop after the current picture or step."""
 
     def __init__(self) -> None:
         """Start as False."""
@@ -30,10 +30,13 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
+def stop_on_signal(unit: str = "picture") -> Iterator[StopFlag]:
     """Give a flag that SIGINT and SIGTERM set; the second signal raises KeyboardInterrupt.
 
     Outside the main thread, where Python delivers no signals, the flag is simply never set.
+
+    Args:
+        unit: What is finished first, for the message.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
@@ -44,7 +47,7 @@ def stop_on_signal() -> Iterator[StopFlag]:
         if flag:
             raise KeyboardInterrupt
         flag.set()
-        logger.warning("stopping after this picture; a second signal stops at once")
+        logger.warning("stopping after this %s; a second signal stops at once", unit)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

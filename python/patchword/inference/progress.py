@@ -28,20 +28,22 @@ def silent(iterable: Iterable[T], *, total: int | None = None) -> Iterable[T]:
     return iterable
 
 
-def bar_or_log(iterable: Iterable[T], *, total: int | None = None) -> Iterable[T]:
+def bar_or_log(
+    iterable: Iterable[T], *, total: int | None = None, unit: str = "picture"
+) -> Iterable[T]:
     """Show a bar when stderr is a terminal, else log a line every 30 s."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        bar: Iterable[T] = tqdm(iterable, total=total, file=sys.stderr, unit="picture")
+        bar: Iterable[T] = tqdm(iterable, total=total, file=sys.stderr, unit=unit)
         return bar
-    return _log_lines(iterable, total)
+    return _log_lines(iterable, total, unit)
 
 
-def _log_lines(iterable: Iterable[T], total: int | None) -> Iterator[T]:
+def _log_lines(iterable: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
     next_line = time.monotonic() + LOG_INTERVAL_S
     for count, element in enumerate(iterable):
         if time.monotonic() >= next_line:
-            logger.info("%d of %s pictures", count, "?" if total is None else total)
+            logger.info("%d of %s %ss", count, "?" if total is None else total, unit)
             next_line += LOG_INTERVAL_S
         yield element

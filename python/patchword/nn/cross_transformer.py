@@ -8,7 +8,7 @@ double the multiplications for the same result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from patchword import ops
 from patchword.errors import OptionError, ShapeError
+from patchword.nn.match_prior import PRIOR_CHANNELS, match_prior
 from patchword.nn.positional import sine_encoding
 
 # Keeps the logarithms of the losses finite; part of the method.
 _EDGE = 1e-7
+# Partners this near to an edge start a little inside it, where the sigmoid still has a slope.
+_NEAR_EDGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class CrossTransformerConfig:
         drop_features: Share of projected channels dropped in training.
         feature_weight: Factor of the tokens where an ``I`` layer adds positions to them.
         position_weight: Factor of the positions there.
+        prior: Tokens are told what matching without training says of them when two pictures meet,
+            and coordinates start from there; not part of the published network.
     """
 
     channels: int = 1024
@@ -52,6 +57,7 @@ class CrossTransformerConfig:
     drop_features: float = 0.1
     feature_weight: float = 1.0
     position_weight: float = 0.1
+    prior: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from.
@@ -99,16 +105,22 @@ class ImageTokens:
         tokens: ``[B, h * w, width]``, row-major.
         grid: ``(h, w)``.
         valid: bool ``[B, h * w]``, True where a token may be attended to; None for everywhere.
+        maps: ``[B, C, h, w]`` the features, kept where the network has a prior.
+        anchors: ``[B, h * w, 2]`` logits that coordinates start from, once two pictures have met.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
     valid: Tensor | None = None
+    maps: Tensor | None = None
+    anchors: Tensor | None = None
 
     def __getitem__(self, item: slice) -> ImageTokens:
         """Some of the pictures."""
-        valid = None if self.valid is None else self.valid[item]
-        return ImageTokens(self.tokens[item], self.grid, valid)
+        parts = (
+            None if part is None else part[item] for part in (self.valid, self.maps, self.anchors)
+        )
+        return ImageTokens(self.tokens[item], self.grid, *parts)
 
 
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -225,6 +237,15 @@ class CrossTransformer(nn.Module):
         count = 1 + max((number for _, number in self.plan), default=-1)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(count))
         self.head = nn.Linear(config.width, 3)
+        self.prior = (
+            nn.Sequential(
+                nn.Linear(PRIOR_CHANNELS, config.width),
+                nn.ReLU(),
+                nn.Linear(config.width, config.width),
+            )
+            if config.prior
+            else None
+        )
 
     def forward(
         self,
@@ -282,22 +303,24 @@ class CrossTransformer(nn.Module):
         for _, number in self.plan[: self.alone]:
             layer, placed = self._layer(number), self._placed(tokens, grid)
             tokens = layer.finish(placed, layer.attend(layer.parts_of(placed), valid))
-        return ImageTokens(tokens, grid, valid)
+        return ImageTokens(tokens, grid, valid, maps if self.prior is not None else None)
 
     def relate(self, first: ImageTokens, second: ImageTokens) -> tuple[Tensor, Tensor]:
         """Do the rest for pairs of pictures; result as :meth:`forward`."""
+        first, second = self._meet(first, second)
         tokens0, tokens1 = self._run(first, second, len(self.plan))
-        return _as_maps(self._head(tokens0), first.grid), _as_maps(self._head(tokens1), second.grid)
+        return (
+            _as_maps(self._head(tokens0, first.anchors), first.grid),
+            _as_maps(self._head(tokens1, second.anchors), second.grid),
+        )
 
     def before_last(
         self, first: ImageTokens, second: ImageTokens
     ) -> tuple[ImageTokens, ImageTokens]:
         """Run all layers but the last, which :meth:`last_at` evaluates where it is asked to."""
+        first, second = self._meet(first, second)
         tokens0, tokens1 = self._run(first, second, max(self.alone, len(self.plan) - 1))
-        return (
-            ImageTokens(tokens0, first.grid, first.valid),
-            ImageTokens(tokens1, second.grid, second.valid),
-        )
+        return replace(first, tokens=tokens0), replace(second, tokens=tokens1)
 
     def last_at(self, own: ImageTokens, other: ImageTokens, cells: Tensor) -> Tensor:
         """Output of some cells, from what :meth:`before_last` gave.
@@ -312,8 +335,11 @@ class CrossTransformer(nn.Module):
         """
         tokens = own.tokens.expand(cells.shape[0], -1, -1)
         index = cells[..., None].expand(-1, -1, tokens.shape[2])
+        anchors = own.anchors
+        if anchors is not None:
+            anchors = anchors.expand(cells.shape[0], -1, -1).gather(1, index[..., :2])
         if self.alone == len(self.plan):
-            return self._head(tokens.gather(1, index))
+            return self._head(tokens.gather(1, index), anchors)
         kind, number = self.plan[-1]
         layer = self._layer(number)
         if kind == "I":
@@ -324,7 +350,24 @@ class CrossTransformer(nn.Module):
         wanted = tokens.gather(1, index)
         (queries,) = layer.heads_of(wanted, 0, 0)
         keys, values = layer.heads_of(source, 1, 2)
-        return self._head(layer.finish(wanted, layer.attend((queries, keys, values), valid)))
+        finished = layer.finish(wanted, layer.attend((queries, keys, values), valid))
+        return self._head(finished, anchors)
+
+    def _meet(self, first: ImageTokens, second: ImageTokens) -> tuple[ImageTokens, ImageTokens]:
+        """Tell tokens how the two pictures match without training, where there is a prior."""
+        if self.prior is None:
+            return first, second
+        assert first.maps is not None
+        assert second.maps is not None
+        batch = max(first.maps.shape[0], second.maps.shape[0])
+        sides = [first, second]
+        maps = [side.maps.expand(batch, -1, -1, -1) for side in sides if side.maps is not None]
+        found = match_prior(maps[0], maps[1], first.valid, second.valid)
+        met = []
+        for side, evidence in zip(sides, found, strict=True):
+            told = side.tokens + self.prior(evidence.channels.to(side.tokens.dtype))
+            met.append(replace(side, tokens=told, anchors=evidence.places.logit(_NEAR_EDGE)))
+        return met[0], met[1]
 
     def _run(self, first: ImageTokens, second: ImageTokens, until: int) -> tuple[Tensor, Tensor]:
         tokens0, tokens1 = first.tokens, second.tokens
@@ -361,10 +404,12 @@ class CrossTransformer(nn.Module):
         places = sine_encoding(grid, self.config.width, tokens.device).to(tokens.dtype)
         return self.config.feature_weight * tokens + self.config.position_weight * places
 
-    def _head(self, tokens: Tensor) -> Tensor:
+    def _head(self, tokens: Tensor, anchors: Tensor | None = None) -> Tensor:
         # Half precision has no number between 1 - 1e-7 and 1, so the head stays in float32.
         with torch.autocast(tokens.device.type, enabled=False):
             raw = F.linear(tokens.float(), self.head.weight.float(), self.head.bias.float())
+            if anchors is not None:
+                raw = raw + F.pad(anchors, (0, 1))
             out: Tensor = raw.sigmoid().clamp(_EDGE, 1.0 - _EDGE)
             return out
 

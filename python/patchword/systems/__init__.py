@@ -9,10 +9,20 @@ from typing import Any
 
 from patchword.errors import OptionError
 
-__all__ = ["SYSTEMS", "load"]
+__all__ = ["SYSTEMS", "TRAINABLE", "load", "trainer"]
 
 # Name of a system -> the module whose `load` makes it.
-SYSTEMS: dict[str, str] = {"segswap": "patchword.systems.segswap"}
+SYSTEMS: dict[str, str] = {
+    "segswap": "patchword.systems.segswap",
+    "sketchseg": "patchword.systems.sketchseg",
+}
+
+# Name of a system -> the module with `TrainConfig`, a frozen dataclass that has a field `training`,
+# and `create_task(config) -> patchword.training.Task`.
+TRAINABLE: dict[str, str] = {
+    "segswap": "patchword.systems.segswap.task",
+    "sketchseg": "patchword.systems.sketchseg.task",
+}
 
 
 def load(name: str, checkpoint: str | Path | None = None, **options: Any) -> Any:
@@ -34,3 +44,14 @@ def load(name: str, checkpoint: str | Path | None = None, **options: Any) -> Any
             "It is the name of a system, not of a file: that goes into checkpoint=."
         )
     return import_module(SYSTEMS[name]).load(checkpoint, **options)
+
+
+def trainer(name: str) -> Any:
+    """The module that says how a system is trained: its ``TrainConfig`` and ``create_task``.
+
+    Raises:
+        OptionError: There is no such system, or it is not trained.
+    """
+    if name not in TRAINABLE:
+        raise OptionError(f"train: system must be one of {sorted(TRAINABLE)}, got {name!r}.")
+    return import_module(TRAINABLE[name])

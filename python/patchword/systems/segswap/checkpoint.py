@@ -46,7 +46,7 @@ def save_network(
     Raises:
         OutputError: The file cannot be written.
     """
-    tensors = {f"transformer.{k}": v for k, v in network.transformer.state_dict().items()}
+    tensors = dict(network.state_dict())
     if isinstance(network.backbone, ResNet50Backbone):
         state = network.backbone.network.state_dict()
         tensors |= {f"backbone.{name}": tensor for name, tensor in state.items()}
@@ -98,10 +98,7 @@ def load_network(
     backbone = _backbone(config.backbone, tensors, device, wanted)
     network = SegSwapNetwork(config, backbone)
     state = {k: v for k, v in tensors.items() if not k.startswith("backbone.")}
-    prefix = "transformer."
-    load_strictly(
-        network.transformer, {k.removeprefix(prefix): v for k, v in state.items()}, path.name
-    )
+    load_strictly(network, state, path.name)
     return network.to(device or "cpu").eval()
 
 
@@ -153,6 +150,7 @@ def _config(path: Path, header: Mapping[str, Any]) -> SegSwapConfig:
             backbone=found["backbone"],
             transformer=CrossTransformerConfig(**found.get("transformer", {})),
             preprocess=PreprocessConfig(**preprocess),
+            refiner=int(found.get("refiner", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

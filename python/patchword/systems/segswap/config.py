@@ -76,11 +76,14 @@ class SegSwapConfig:
         backbone: Frozen network that describes the patches, a key of ``BACKBONE_CHANNELS``.
         transformer: The part that is trained.
         preprocess: How pictures reach it, unless a call says otherwise.
+        refiner: Width of the network that makes masks fine, see ``refine.py``; 0 for none, as
+            published.
     """
 
     backbone: str = "resnet50-layer3"
     transformer: CrossTransformerConfig = field(default_factory=CrossTransformerConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    refiner: int = 0
 
     def __post_init__(self) -> None:
         """Check that the parts fit.

@@ -14,6 +14,7 @@ from patchword.backbones.base import Backbone
 from patchword.errors import OptionError
 from patchword.nn.cross_transformer import CrossTransformer
 from patchword.systems.segswap.config import SegSwapConfig
+from patchword.systems.segswap.refine import MaskRefiner
 
 
 class SegSwapNetwork(nn.Module):
@@ -23,6 +24,7 @@ class SegSwapNetwork(nn.Module):
         config: What it was built from.
         backbone: The frozen network, or None where only features come in.
         transformer: The part that is trained, with the state-dict prefix ``transformer.``.
+        refiner: What makes masks fine, with the prefix ``refiner.``, or None.
     """
 
     def __init__(self, config: SegSwapConfig, backbone: Backbone | None = None) -> None:
@@ -40,6 +42,7 @@ class SegSwapNetwork(nn.Module):
         self.config = config
         self.backbone = backbone
         self.transformer = CrossTransformer(config.transformer)
+        self.refiner = MaskRefiner(config.refiner) if config.refiner else None
 
     def features(self, pixels: Tensor) -> Tensor:
         """Frozen unit descriptors ``[B, C, H / 16, W / 16]`` of RGB ``[B, 3, H, W]`` in [0, 1].
