@@ -268,6 +268,47 @@ class SampleGate:
         return Verdict(_most(error.flatten()), TAP_TOLERANCE["bilinear"])
 
 
+class ScoreGate:
+    """Match scores [B] with the published rounding, against sums worked out in float64."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        """Compute the oracle candidate by candidate."""
+        height, width = inputs["grid"]
+        points, weights = inputs["points01"].double(), inputs["weights0"].double()
+        corner = points * torch.tensor([width, height]) - 0.5
+        seen = torch.zeros_like(weights)
+        for down in (0, 1):
+            for right in (0, 1):
+                cell = corner.floor() + torch.tensor([right, down])
+                share = (1 - (corner - cell).abs()).prod(-1)
+                inside = ((cell >= 0) & (cell < torch.tensor([width, height]))).all(-1)
+                x, y = cell[..., 0].clamp(0, width - 1), cell[..., 1].clamp(0, height - 1)
+                values = inputs["mask1"].double().flatten(1).gather(1, (y * width + x).long())
+                seen += torch.where(inside, share * values, 0.0)
+        # The cells are part of the definition in float32.
+        column = (inputs["points01"][..., 0] * (width - 1)).round().long()
+        row = (inputs["points01"][..., 1] * (height - 1)).round().long()
+        first, scores, weighed = inputs["features0"].double(), [], []
+        for b, cells in enumerate(row * width + column):
+            like = (first * inputs["features1"][b, cells].double()).sum(1)
+            values = (weights[b] * seen[b] * like).clamp(min=0)
+            best = torch.zeros(height * width, dtype=torch.float64)
+            scores.append(best.scatter_reduce(0, cells, values, "amax").sum())
+            weighed.append((weights[b] * seen[b]).abs().sum())
+        self._oracle, self._scale = torch.stack(scores), torch.stack(weighed)
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge scores of unit features; half inputs are read exactly, so one bound holds."""
+        if part == "other":
+            return None
+        result = as_tensor(output).double()
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), DOT_TOLERANCE, result.numel())
+        # A bilinear weight adds its own rounding to that of the product.
+        tolerance = DOT_TOLERANCE + TAP_TOLERANCE["bilinear"]
+        return Verdict(_most((result - self._oracle).abs() / self._scale), tolerance)
+
+
 class RefinementGate:
     """Refined masks [B,C,h,w]: the error of a step is at most 2e-6 of the largest value."""
 
