@@ -21,6 +21,11 @@ from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
 from patchword.cli.evaluate import EvaluateLocate, EvaluateMatch
 from patchword.cli.evaluate_segswap import EvaluateSegswapInternet
+from patchword.cli.evaluate_segswap_retrieval import (
+    EvaluateBrueghel,
+    EvaluatePitts30k,
+    EvaluateTokyo247,
+)
 from patchword.cli.evaluate_sketchseg import EvaluateSketchseg
 from patchword.cli.locate import Locate
 from patchword.cli.match import Match
@@ -34,9 +39,12 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
-    "evaluate segswap internet": EvaluateSegswapInternet,
     "app": App,
     "convert segswap": ConvertSegswap,
+    "evaluate segswap brueghel": EvaluateBrueghel,
+    "evaluate segswap tokyo247": EvaluateTokyo247,
+    "evaluate segswap pitts30k": EvaluatePitts30k,
+    "evaluate segswap internet": EvaluateSegswapInternet,
     "evaluate sketchseg": EvaluateSketchseg,
     "data sketchseg": DataSketchseg,
     "train": Train,
