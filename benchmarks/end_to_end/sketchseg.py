@@ -53,7 +53,7 @@ def _sketch(generator: np.random.Generator, side: int) -> np.ndarray[Any, Any]:
 def sketch_inputs(classes: int, batch: int, small: bool) -> Inputs:
     """Return sketches, unit text vectors and an image half of the published size."""
     generator = np.random.default_rng(22)
-    side = 64 if small else SIDE
+    side = 256 if small else SIDE
     text = torch.randn(classes, 512, generator=torch.Generator().manual_seed(23))
     return {
         "images": [_sketch(generator, side) for _ in range(1 if small else batch)],
