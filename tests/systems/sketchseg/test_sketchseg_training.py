@@ -70,7 +70,7 @@ def small(drawings, steps, **options):
         "sizes": (32, 64),
         "points": 24,
         "validation_size": 64,
-        "validation_scenes": 2,
+        "validation_scenes": 1,
         "templates": ("{}", "a {}"),
         "scene": SceneConfig(min_objects=2, max_objects=3),
         **options,
