@@ -32,6 +32,8 @@ OP_MODULES = (
     "benchmarks.ops.patch_similarity",
     "benchmarks.ops.mask_upsample",
     "benchmarks.ops.sample_features",
+    "benchmarks.end_to_end.sketchseg",
+    "benchmarks.ops.pamr",
     "benchmarks.ops.call_overhead",
     "benchmarks.ops.shared_runtime",
 )

@@ -13,6 +13,7 @@ void bind_patch_similarity(py::module_& module);
 void bind_correspondence(py::module_& module);
 void bind_mask_upsample(py::module_& module);
 void bind_match_score(py::module_& module);
+void bind_pamr(py::module_& module);
 }  // namespace patchword::bindings
 
 PYBIND11_MODULE(_C, module) {
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_C, module) {
   bind_correspondence(module);
   bind_mask_upsample(module);
   bind_match_score(module);
+  bind_pamr(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = PATCHWORD_VERSION;

@@ -77,3 +77,9 @@ def sample(inputs: Inputs, backend: str) -> Run:
     """Features sampled at points."""
     arguments = inputs["features"], inputs["points"]
     return _bind("sample_features", backend, *arguments, stride=inputs["stride"])
+
+
+def refine_masks(inputs: Inputs, backend: str) -> Run:
+    """Masks refined along the edges of their picture."""
+    arguments = (inputs[name] for name in ("image", "masks", "dilations", "iterations"))
+    return _bind("pamr", backend, *arguments)

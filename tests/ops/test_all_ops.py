@@ -44,6 +44,7 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "mutual_nearest_neighbors": lambda: (_descriptors(), {}),
     "nearest_neighbors": lambda: (_descriptors(), {}),
     "pair_attention": lambda: (_tokens(6), {"cross": True}),
+    "pamr": lambda: ((torch.rand(1, 3, 5, 4), torch.rand(1, 2, 5, 4), (1, 2), 2), {}),
     "patch_similarity": lambda: ((torch.randn(1, 6, 8), torch.randn(3, 8)), {}),
     "sample_features": lambda: ((torch.randn(1, 3, 4, 4), torch.rand(1, 5, 2) * 4), {}),
     "upsampled_confusion": lambda: (

@@ -13,6 +13,7 @@ import tyro
 
 from patchword import __version__
 from patchword.cli import common
+from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
 from patchword.cli.convert import ConvertSegswap, ConvertSketchseg
 from patchword.cli.data import DataSegswap
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "data segswap": DataSegswap,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
+    "app": App,
     "evaluate sketchseg": EvaluateSketchseg,
     "data sketchseg": DataSketchseg,
     "convert segswap": ConvertSegswap,

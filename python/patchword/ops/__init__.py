@@ -27,6 +27,7 @@ from patchword.ops.correspondence import (
 )
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.match_score import match_score
+from patchword.ops.pamr import pamr
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
 from patchword.ops.sample_features import sample_features
 
@@ -52,6 +53,7 @@ __all__ = [
     "nearest_neighbors",
     "pack_queries",
     "pair_attention",
+    "pamr",
     "patch_similarity",
     "sample_features",
     "upsampled_confusion",
@@ -73,6 +75,7 @@ OPS: dict[str, str] = {
     "nearest_neighbors": "correspondence",
     "mask_upsample": "mask_upsample",
     "match_score": "match_score",
+    "pamr": "pamr",
     "patch_similarity": "patch_similarity",
     "sample_features": "sample_features",
     "upsampled_confusion": "mask_upsample",

@@ -94,6 +94,7 @@ def isolated_sheet(
     scores: NDArray[np.floating],
     ink: NDArray[np.bool_],
     text: str,
+    color: NDArray[np.uint8],
     thresholds: Sequence[float],
 ) -> NDArray[np.uint8]:
     """Draw one category alone: a panel a threshold, in colour where its score reaches it.
@@ -102,13 +103,13 @@ def isolated_sheet(
         scores: ``[H, W]`` of the category.
         ink: ``[H, W]``.
         text: The category.
+        color: ``[3]`` RGB, as in the legend.
         thresholds: At least one.
 
     Returns:
         uint8 RGB.
     """
     size = canvas.fit((ink.shape[0], ink.shape[1]), _TILE_BOX)
-    color = phrase_colors([text])[0]
     step = size[1] + MARGIN
     sheet = canvas.sheet(size[0] + 2 * MARGIN + LINE_PX, MARGIN + step * len(thresholds))
     for index, threshold in enumerate(thresholds):

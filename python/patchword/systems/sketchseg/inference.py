@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchword import ops
-from patchword.data.io import read_image
+from patchword.data.sketches import read_sketch
 from patchword.errors import CheckpointError, OptionError
 from patchword.structures import FloatArray, ImageArray
 from patchword.systems.sketchseg.encoder import SegmentOptions, SketchEncoder, SketchFeatures
@@ -144,7 +144,10 @@ class SketchSegmenter:
         return Categories(names, self.encoder.encode_text(names))
 
     def extract(self, image: Any) -> EncodedSketch:
-        """Encode one sketch (path, PIL picture, array or tensor), to be asked many times.
+        """Encode one sketch, to be asked many times.
+
+        Args:
+            image: Path of a picture, SVG or ndjson file, PIL picture, array or tensor.
 
         Raises:
             DatasetError: It cannot be read, is blank, or does not look like a sketch.
@@ -153,7 +156,7 @@ class SketchSegmenter:
 
     def extract_all(self, images: Sequence[Any]) -> list[EncodedSketch]:
         """Encode several sketches, several in one pass; see :meth:`extract`."""
-        pictures = [read_image(image) for image in images]
+        pictures = [read_sketch(image) for image in images]
         inks = [ink_mask(one, self.options.ink, self.options.ink_level) for one in pictures]
         if not self.any_picture:
             for picture, ink in zip(pictures, inks, strict=True):
@@ -166,7 +169,7 @@ class SketchSegmenter:
         """Label the ink of a sketch.
 
         Args:
-            sketch: Path, PIL picture, array, tensor, or the answer of :meth:`extract`.
+            sketch: As :meth:`extract`, or its answer.
             texts: Category names, or the answer of :meth:`encode_texts`.
 
         Returns:
