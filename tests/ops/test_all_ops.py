@@ -32,9 +32,15 @@ def _tokens(count: int) -> tuple[torch.Tensor, ...]:
 EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "attention": lambda: (_tokens(3), {}),
     "co_attention": lambda: (_tokens(6), {}),
+    "confusion_counts": lambda: (
+        (torch.randint(0, 3, (2, 9, 7)), torch.randint(0, 3, (2, 9, 7)), 3),
+        {},
+    ),
     "cycle_consistency": lambda: ((*_descriptors(), torch.rand(2, 5, 2)), {}),
     "dual_attention": lambda: (_tokens(3), {}),
     "dual_softmax_matches": lambda: (_descriptors(), {}),
+    "fold_units": lambda: ((torch.randn(2, 6), torch.randn(6, 5), 3), {}),
+    "folded_heatmap": lambda: ((torch.randn(1, 5, 3, 4), torch.randn(2, 5)), {}),
     "mask_upsample": lambda: ((torch.randn(1, 3, 4, 4), (9, 7)), {"output": "labels"}),
     "match_logsumexp": lambda: (_descriptors(), {}),
     "match_score": lambda: (
@@ -52,6 +58,7 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         {},
     ),
     "value_attention": lambda: (_tokens(1), {}),
+    "weldon_pool": lambda: ((torch.randn(2, 3, 4, 5), 3, 2), {}),
 }
 
 

@@ -9,9 +9,9 @@ since the default weights shall serve `match` on any two pictures.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from patchword.data.folders import list_images
 from patchword.data.io import read_image
 from patchword.errors import DatasetError
-from patchword.geometry import Matrix, from_index_coordinates, patch_centers, warp_points
+from patchword.geometry import Matrix, patch_centers, warp_points
 from patchword.structures import FloatArray, ImageArray
 
 STRIDE = 16
@@ -111,10 +111,6 @@ class PairComposer:
         if rng.random() < 0.5:
             return pair
         return CompositePair(pair.images[::-1], pair.masks[::-1], pair.flows[::-1])
-
-    def clean_scene(self, rng: np.random.Generator) -> ImageArray:
-        """A background alone, cut and changed in colour."""
-        return _recolored(self._background(rng), rng, 0.5)
 
     def _read(self, path: Path, side: int, *, alpha: bool = False) -> ImageArray:
         if path not in self._cache:
@@ -312,8 +308,14 @@ def _similarity(
     return matrix
 
 
-def _warp(picture: npt.NDArray, matrix: Matrix, side: int, border: object = 0):  # type: ignore[no-untyped-def, type-arg]
-    """Draw a picture under a map of continuous coordinates (OpenCV's have pixel centres at whole numbers)."""
+def _warp(
+    picture: npt.NDArray[Any],
+    matrix: Matrix,
+    side: int,
+    border: tuple[int, ...] | int = 0,
+) -> npt.NDArray[Any]:
+    """Draw a picture under a map of continuous coordinates, onto a square."""
+    # OpenCV counts pixel centres at whole numbers.
     half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
     shifted = half @ matrix @ np.linalg.inv(half)
     return cv2.warpPerspective(
