@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from patchword.cli.evaluate import Evaluate
+from patchword.cli.evaluate import _Evaluate
 
 if TYPE_CHECKING:
     from patchword.evaluation import EvaluationReport
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSketchseg(Evaluate):
+class EvaluateSketchseg(_Evaluate):
     """Measure label maps of sketches on a test folder laid out like FS-COCO."""
 
     example: ClassVar[str] = (
