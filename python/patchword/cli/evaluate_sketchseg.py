@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from patchword.cli.evaluate import _Evaluate
+from patchword.cli.evaluate import Evaluate
 
 if TYPE_CHECKING:
     from patchword.evaluation import EvaluationReport
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSketchseg(_Evaluate):
+class EvaluateSketchseg(Evaluate):
     """Measure label maps of sketches on a test folder laid out like FS-COCO."""
 
     example: ClassVar[str] = (
