@@ -289,7 +289,8 @@ def load(
     if path is not None and not path.is_file():
         raise CheckpointError(f"load: checkpoint must be a file, got {str(checkpoint)!r}.")
     encoder: SketchEncoder
-    if path is None or read_notes(path).get("kind") == "small":
+    notes = {} if path is None else read_notes(path)
+    if path is None or notes.get("kind") == "small":
         from patchword.systems.sketchseg.small_encoder import load_small
 
         if encoder_options:
@@ -301,5 +302,7 @@ def load(
     else:
         from patchword.systems.sketchseg.clip_encoder import ClipSketchEncoder
 
-        encoder = ClipSketchEncoder(load_model(path), device=device, **encoder_options)
+        # Weights trained here say how their features were compared.
+        chosen = {**({"norm": notes["norm"]} if "norm" in notes else {}), **encoder_options}
+        encoder = ClipSketchEncoder(load_model(path), device=device, **chosen)
     return SketchSegmenter(encoder, options, any_picture=any_picture)
