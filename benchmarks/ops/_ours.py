@@ -84,7 +84,7 @@ def score(inputs: Inputs, backend: str) -> Run:
     """Match scores under the published rounding, which the peers follow too."""
     names = ("features0", "features1", "points01", "weights0", "mask1")
     arguments = tuple(inputs[name] for name in names)
-    return _bind("match_score", backend, *arguments, grid=inputs["grid"], rounding="published")
+    return bind("match_score", backend, *arguments, grid=inputs["grid"], rounding="published")
 
 
 def refine_masks(inputs: Inputs, backend: str) -> Run:

@@ -39,8 +39,6 @@ COMMANDS: dict[str, type[CommonFlags]] = {
     "app": App,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
-    "app": App,
-    "convert segswap": ConvertSegswap,
     "evaluate segswap brueghel": EvaluateBrueghel,
     "evaluate segswap tokyo247": EvaluateTokyo247,
     "evaluate segswap pitts30k": EvaluatePitts30k,

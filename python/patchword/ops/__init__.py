@@ -35,8 +35,8 @@ from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_si
 from patchword.ops.point_infonce import pair_weights, point_infonce
 from patchword.ops.retrieval_ranks import RetrievalRanks, retrieval_ranks, score_ranks
 from patchword.ops.sample_features import sample_features
-from patchword.ops.weldon_pool import weldon_pool
 from patchword.ops.sru import sru
+from patchword.ops.weldon_pool import weldon_pool
 
 __all__ = [
     "OPS",
@@ -47,10 +47,10 @@ __all__ = [
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
+    "RetrievalRanks",
     "attention",
     "co_attention",
     "confusion_counts",
-    "RetrievalRanks",
     "cycle_consistency",
     "dual_attention",
     "dual_softmax_matches",
@@ -67,8 +67,8 @@ __all__ = [
     "nearest_neighbors",
     "pack_queries",
     "pair_attention",
-    "pamr",
     "pair_weights",
+    "pamr",
     "patch_similarity",
     "point_infonce",
     "retrieval_ranks",
