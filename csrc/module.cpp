@@ -14,6 +14,12 @@ void bind_correspondence(py::module_& module);
 void bind_mask_upsample(py::module_& module);
 void bind_match_score(py::module_& module);
 void bind_pamr(py::module_& module);
+void bind_weldon_pool(py::module_& module);
+void bind_confusion_counts(py::module_& module);
+void bind_folded_heatmap(py::module_& module);
+void bind_sru(py::module_& module);
+void bind_keypoint_join(py::module_& module);
+void bind_retrieval_ranks(py::module_& module);
 }  // namespace patchword::bindings
 
 PYBIND11_MODULE(_C, module) {
@@ -27,6 +33,12 @@ PYBIND11_MODULE(_C, module) {
   bind_mask_upsample(module);
   bind_match_score(module);
   bind_pamr(module);
+  bind_weldon_pool(module);
+  bind_confusion_counts(module);
+  bind_folded_heatmap(module);
+  bind_sru(module);
+  bind_keypoint_join(module);
+  bind_retrieval_ranks(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = PATCHWORD_VERSION;

@@ -29,7 +29,8 @@ PW_DEVICE const float* delta_of(const AttentionParams& p, const BackwardPlan& pl
                                 const Span& span, std::int64_t head) {
   const AttentionStream& s = p.streams[stream];
   const std::int64_t batch = s.query_offsets == nullptr ? span.batch : 0;
-  return static_cast<const float*>(p.workspace) + plan.delta_offset[stream] +
+  return static_cast<const float*>(p.workspace) +
+         (stream == 0 ? plan.delta_offset[0] : plan.delta_offset[1]) +
          (batch * p.heads + head) * s.num_queries + span.first;
 }
 
@@ -84,7 +85,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
   const Place place = find_place(plan.units0, plan.units1, f.heads);
   const AttentionStream& s = f.streams[place.stream];
   const AttentionGradStream& g = p.streams[place.stream];
-  const bool aligned = plan.aligned[place.stream];
+  // Indexing a small array of a parameter would copy it to local memory.
+  const bool aligned = place.stream == 0 ? plan.aligned[0] : plan.aligned[1];
   const Span span = find_span(s.key_offsets, f.batch, s.num_keys, place.unit);
   if (span.batch < 0) return;
   const Span queries = rows_of(s.query_offsets, s.num_queries, span.batch);
@@ -195,7 +197,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
   const Place place = find_place(plan.units0, plan.units1, f.heads);
   const AttentionStream& s = f.streams[place.stream];
   const AttentionGradStream& g = p.streams[place.stream];
-  const bool aligned = plan.aligned[place.stream];
+  // Indexing a small array of a parameter would copy it to local memory.
+  const bool aligned = place.stream == 0 ? plan.aligned[0] : plan.aligned[1];
   const Span span = find_span(s.query_offsets, f.batch, s.num_queries, place.unit);
   if (span.batch < 0) return;
   const Span key_span = rows_of(s.key_offsets, s.num_keys, span.batch);

@@ -36,7 +36,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2) attend(AttentionParams p, ForwardPl
 
   const Place place = find_place(plan.units0, plan.units1, p.heads);
   const AttentionStream& s = p.streams[place.stream];
-  const bool aligned = plan.aligned[place.stream];
+  // Indexing a small array of a parameter would copy it to local memory.
+  const bool aligned = place.stream == 0 ? plan.aligned[0] : plan.aligned[1];
   const Span span = find_span(s.query_offsets, p.batch, s.num_queries, place.unit);
   if (span.batch < 0) return;
   const Span key_span = rows_of(s.key_offsets, s.num_keys, span.batch);

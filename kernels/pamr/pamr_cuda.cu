@@ -29,6 +29,14 @@ PW_DEVICE int64_t inside(int64_t value, int64_t size) {
   return value < 0 ? 0 : (value < size ? value : size - 1);
 }
 
+PW_DEVICE int set_bits(unsigned word) {
+#if defined(PATCHWORD_SIMT_HOST)
+  return __builtin_popcount(word);
+#else
+  return __popc(word);
+#endif
+}
+
 PW_DEVICE bool refined(const PamrParams& p, int64_t b, int64_t c) {
   return p.live == nullptr || p.live[b * p.channels + c] != 0;
 }
@@ -43,11 +51,11 @@ PW_DEVICE int list_channels(const PamrParams& p, int64_t b, int64_t first, int m
     for (int64_t c0 = 0; c0 < p.channels && before < first + most; c0 += 32) {
       const bool mine = c0 + lane < p.channels && refined(p, b, c0 + lane);
       const unsigned votes = simt::ballot(mine);
-      const int64_t rank = before + __builtin_popcount(votes & ((1u << lane) - 1u));
+      const int64_t rank = before + set_bits(votes & ((1u << lane) - 1u));
       if (mine && rank >= first && rank < first + most) {
         list[rank - first] = static_cast<int32_t>(c0 + lane);
       }
-      before += __builtin_popcount(votes);
+      before += set_bits(votes);
     }
     const int64_t found = before - first;
     if (lane == 0) *count = static_cast<int32_t>(found < 0 ? 0 : (found < most ? found : most));

@@ -163,7 +163,9 @@ def to_plain(config: object) -> dict[str, Any]:
     """A configuration as nested dictionaries of plain values, as YAML and JSON hold them."""
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    # By way of the text, which has lists alone: a configuration that was written and read again
+    # must equal the one it came from.
+    plain = OmegaConf.to_container(OmegaConf.create(to_yaml(config)))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

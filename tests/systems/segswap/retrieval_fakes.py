@@ -28,9 +28,12 @@ class ColourScorer:
         mean = torch.from_numpy(np.asarray(image, np.float32).mean(axis=(0, 1)) / 255)
         return mean[:, None, None].repeat(1, height, width)
 
-    def score(self, query: Tensor, cells: Tensor, candidates: Tensor) -> CandidateScores:
+    def embed(self, descriptors: Tensor) -> Tensor:
+        return descriptors
+
+    def score(self, query: Tensor, cells: Tensor, candidates: list[Tensor]) -> CandidateScores:
         mean = query[:, cells].mean(dim=1)
-        other = candidates.mean(dim=(2, 3))
+        other = torch.stack([candidate.mean(dim=(1, 2)) for candidate in candidates])
         height, width = cells.shape
         rows = (torch.arange(height) + 0.5) / height
         columns = (torch.arange(width) + 0.5) / width

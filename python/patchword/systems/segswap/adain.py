@@ -22,7 +22,6 @@ from patchword.systems.segswap.pictures import PictureCache
 
 Pixels = npt.NDArray[np.uint8]
 
-_SHORT_SIDE = 512
 _EPSILON = 1e-5
 # Convolutions of the full published encoder beyond relu4_1, which are not used.
 _UNUSED = frozenset(
@@ -130,6 +129,7 @@ class AdaInStylist:
         styles: Sequence[Path],
         *,
         device: str | torch.device = "cpu",
+        short_side: int = 512,
         pictures: PictureCache | None = None,
     ) -> None:
         """Read both weight files.
@@ -139,6 +139,7 @@ class AdaInStylist:
             decoder: ``Adain_decoder_iter160K.pth.tar``.
             styles: Paintings.
             device: Where the networks run.
+            short_side: Pictures are resized so that their shorter side is this many pixels.
             pictures: Decoded paintings to reuse.
 
         Raises:
@@ -154,6 +155,7 @@ class AdaInStylist:
         for network in (self._encoder, self._decoder):
             network.requires_grad_(requires_grad=False).eval().to(self._device)
         self._styles = tuple(styles)
+        self._short_side = short_side
         self._pictures = pictures if pictures is not None else PictureCache()
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -178,7 +180,7 @@ class AdaInStylist:
 
     def _to_tensor(self, pixels: Pixels) -> Tensor:
         height, width = pixels.shape[:2]
-        factor = _SHORT_SIDE / min(height, width)
+        factor = self._short_side / min(height, width)
         size = (round(width * factor), round(height * factor))
         resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
         values = torch.from_numpy(np.array(resized)).to(self._device)

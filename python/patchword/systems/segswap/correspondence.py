@@ -83,7 +83,9 @@ def sample_linear(values: Grid, points: Grid) -> Grid:
 
 def inside(points: Grid) -> Grid:
     """1 where both coordinates lie strictly between 0 and 1, else 0."""
-    return ((points > 0) & (points < 1)).all(axis=-1).astype(np.float64)
+    x, y = points[..., 0], points[..., 1]
+    within: Grid = ((x > 0) & (x < 1) & (y > 0) & (y < 1)).astype(np.float64)
+    return within
 
 
 def grid_mask(mask: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Grid:
@@ -96,7 +98,7 @@ def grid_mask(mask: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Grid:
         for i in (0, 1)
         for j in (0, 1)
     ]
-    reduced: Grid = (parts[0] + parts[1] + parts[2] + parts[3]) / 4.0
+    reduced: Grid = np.mean(parts, axis=0)
     return reduced
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,7 +72,10 @@ class RunLengthOutline:
         runs: Any = {"size": list(self.size), "counts": self.counts}
         if isinstance(self.counts, tuple):
             runs = coco_mask.frPyObjects({**runs, "counts": list(self.counts)}, *self.size)
-        decoded: Mask = np.ascontiguousarray(coco_mask.decode(runs)) * np.uint8(255)
+        with warnings.catch_warnings():
+            # Built against an older NumPy, it says so on every call.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            decoded: Mask = np.ascontiguousarray(coco_mask.decode(runs)) * np.uint8(255)
         return decoded
 
 

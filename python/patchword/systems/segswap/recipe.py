@@ -93,6 +93,11 @@ class PairRecipe:
                 "PairRecipe: angles must satisfy -180 <= angle_min <= angle_max <= 180, got "
                 f"{self.angle_min} and {self.angle_max}."
             )
+        if self.compat & {"T5", "T16"} and max(-self.angle_min, self.angle_max) > 90:
+            raise OptionError(
+                "PairRecipe: with T5 or T16 in compat, angles must be in [-90, 90], got "
+                f"{self.angle_min} and {self.angle_max}."
+            )
         for name in ("scale_one", "scale_two"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:

@@ -62,6 +62,39 @@ def score_candidates(
     Returns:
         float32 ``[B]``, larger is better; not symmetric in query and candidate.
     """
+    rows0, mask1 = relate_cells(transformer, query, candidates, cells, lazy=lazy)
+    return match_score(
+        features0[cells],
+        features1,
+        rows0[..., :2],
+        weights[cells] * rows0[..., 2],
+        mask1,
+        grid=candidates.grid,
+        rounding=rounding,
+    )
+
+
+def relate_cells(
+    transformer: CrossTransformer,
+    query: ImageTokens,
+    candidates: ImageTokens,
+    cells: Tensor,
+    *,
+    lazy: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What the network says of some cells of a query, and the candidates' masks where it matters.
+
+    Args:
+        transformer: In evaluation mode.
+        query: One picture.
+        candidates: ``B`` pictures of one grid.
+        cells: int64 ``[Q]``: the query cells that take part.
+        lazy: See :func:`score_candidates`.
+
+    Returns:
+        ``[B, Q, 3]`` x, y and mask of the query's cells, and ``[B, h, w]`` masks of the
+        candidates, 0 where ``lazy`` left out what reading at these x, y does not touch.
+    """
     batch, grid = candidates.tokens.shape[0], candidates.grid
     count = grid[0] * grid[1]
     state0, state1 = transformer.before_last(query, candidates)
@@ -77,15 +110,7 @@ def score_candidates(
     else:
         everywhere = torch.arange(count, device=cells.device).expand(batch, -1)
         mask1 = transformer.last_at(state1, state0, everywhere)[..., 2]
-    return match_score(
-        features0[cells],
-        features1,
-        rows0[..., :2],
-        weights[cells] * rows0[..., 2],
-        mask1.reshape(batch, *grid),
-        grid=grid,
-        rounding=rounding,
-    )
+    return rows0, mask1.reshape(batch, *grid)
 
 
 def _touched(points: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -214,19 +214,20 @@ def _knots(side: int) -> tuple[Matrix, Matrix]:
     spread = np.zeros((side, count))
     for k, weight in enumerate(weights):
         spread[np.arange(side), first + k] = weight
-    knots: Matrix = (np.arange(count) - 1.0) * _MAP_STEP * (2.0 / side) - 1.0
-    return knots, spread
+    knots = np.arange(-1, count - 1, dtype=np.float64) * (_MAP_STEP * 2.0 / side) - 1.0
+    return knots.astype(np.float64), spread
 
 
 def _lattice(height: int, width: int, *, published: bool) -> Matrix:
-    x: Matrix
-    y: Matrix
-    if published:
-        x, y = np.linspace(-1.0, 1.0, width), np.linspace(-1.0, 1.0, height)
-    else:
-        x = (np.arange(width) + 0.5) * (2.0 / width) - 1.0
-        y = (np.arange(height) + 0.5) * (2.0 / height) - 1.0
+    x, y = (_ticks(count, published=published) for count in (width, height))
     return np.stack(np.meshgrid(x, y), axis=-1)
+
+
+def _ticks(count: int, *, published: bool) -> Matrix:
+    if published:
+        return np.asarray(np.linspace(-1.0, 1.0, count))
+    ticks = np.arange(0.5, count, dtype=np.float64) * (2.0 / count) - 1.0
+    return ticks.astype(np.float64)
 
 
 def warp_mask(mask: Grid, warp: ThinPlate, *, published: bool = False) -> Grid:

@@ -25,12 +25,7 @@ from patchword.systems.segswap.protocols.measures import (
     localised_hits,
     mean_over_categories,
 )
-from patchword.systems.segswap.protocols.scorer import (
-    FeatureStore,
-    Scorer,
-    resize,
-    score_in_batches,
-)
+from patchword.systems.segswap.protocols.scorer import FeatureStore, Scorer, resize
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[..., Iterable[Any]]
@@ -52,7 +47,6 @@ class BrueghelOptions:
             the first 1587 pictures only (trap T19).
         filter_name: Pillow filter for the picture of a query: ``"bicubic"``, or ``"nearest"`` as
             it was before Pillow 7.
-        batch: Candidates compared at once.
         chunk: Artworks held in memory at once; results are saved after each chunk.
         half: Keep cached descriptors in half precision.
     """
@@ -61,7 +55,6 @@ class BrueghelOptions:
     query_size: int = 64
     compat: bool = False
     filter_name: Literal["bicubic", "nearest"] = "bicubic"
-    batch: int = 32
     chunk: int = 64
     half: bool = False
 
@@ -176,6 +169,7 @@ def score_details(
         )
     store = FeatureStore(scorer, cache, half=options.half)
     encoded = [_encode_query(store, folder / query.image, query, options) for query in queries]
+    embedded = [(scorer.embed(descriptors), cells) for descriptors, cells in encoded]
     square = (options.image_size, options.image_size)
     chunks: list[dict[str, FloatArray]] = []
     starts = range(0, len(paths), options.chunk)
@@ -195,7 +189,7 @@ def score_details(
             )
             for path in chosen
         ]
-        chunk = _score_chunk(scorer, encoded, candidates, options.batch)
+        chunk = _score_chunk(scorer, embedded, candidates)
         if kept is not None:
             with open_atomic(kept) as file:
                 np.savez(file, **chunk)  # type: ignore[arg-type]
@@ -232,11 +226,12 @@ def _query_cells(crop: QueryCrop) -> Tensor:
 
 
 def _score_chunk(
-    scorer: Scorer, encoded: list[tuple[Tensor, Tensor]], candidates: list[Tensor], batch: int
+    scorer: Scorer, queries: list[tuple[Any, Tensor]], candidates: list[Tensor]
 ) -> dict[str, FloatArray]:
     scores, boxes, centres = [], [], []
-    for descriptors, cells in encoded:
-        answer = score_in_batches(scorer, descriptors, cells, candidates, batch)
+    embedded = [scorer.embed(candidate) for candidate in candidates]
+    for query, cells in queries:
+        answer = scorer.score(query, cells, embedded)
         scores.append(answer.scores.float().cpu().numpy())
         points = answer.points.float().cpu().numpy()[:, cells.numpy()]  # [N, M, 2]
         weights = answer.masks.float().cpu().numpy()[:, cells.numpy()]  # [N, M]

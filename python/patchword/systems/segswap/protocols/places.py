@@ -27,7 +27,6 @@ from patchword.systems.segswap.protocols.scorer import (
     Normalisation,
     Scorer,
     resize,
-    score_in_batches,
 )
 
 IntArray = npt.NDArray[np.int64]
@@ -46,7 +45,6 @@ class PlacesOptions:
             none. The ranking is then also measured with the best of each group only.
         compat: Candidates are normalised as the published evaluation does it, queries correctly
             (trap T1).
-        batch: Candidates compared at once.
         half: Keep cached descriptors in half precision.
     """
 
@@ -54,7 +52,6 @@ class PlacesOptions:
     rerank: int = 100
     group_size: int = 1
     compat: bool = False
-    batch: int = 32
     half: bool = False
 
 
@@ -208,7 +205,8 @@ def rerank(
                 for i in head
             ]
             every = torch.ones(query.shape[1:], dtype=torch.bool)
-            answer = score_in_batches(scorer, query, every, candidates, options.batch)
+            members = [scorer.embed(candidate) for candidate in candidates]
+            answer = scorer.score(scorer.embed(query), every, members)
             scores = answer.scores.float().cpu().numpy()
             if kept is not None:
                 with open_atomic(kept) as file:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -50,13 +50,17 @@ class Scorer(Protocol):
         """Unit descriptors ``[C, h, w]`` of a picture of the network's input size."""
         ...
 
-    def score(self, query: Tensor, cells: Tensor, candidates: Tensor) -> CandidateScores:
-        """Compare.
+    def embed(self, descriptors: Tensor) -> Any:
+        """What :meth:`score` wants of a picture, from its descriptors; kept in memory only."""
+        ...
+
+    def score(self, query: Any, cells: Tensor, candidates: Sequence[Any]) -> CandidateScores:
+        """Compare pictures that :meth:`embed` gave.
 
         Args:
-            query: ``[C, h, w]`` descriptors.
+            query: One picture.
             cells: bool ``[h, w]``: the cells that belong to the query.
-            candidates: ``[N, C, H, W]`` descriptors.
+            candidates: Pictures of any sizes.
         """
         ...
 
@@ -116,25 +120,3 @@ def resize(image: ImageArray, size: tuple[int, int], filter_name: str = "bilinea
     method = Image.Resampling[filter_name.upper()]
     out: ImageArray = np.asarray(Image.fromarray(image).resize(size[::-1], method))
     return out
-
-
-def score_in_batches(
-    scorer: Scorer, query: Tensor, cells: Tensor, candidates: list[Tensor], batch: int
-) -> CandidateScores:
-    """Score candidates of any sizes, those of one size together, in their order."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, candidate in enumerate(candidates):
-        groups.setdefault(tuple(candidate.shape), []).append(i)
-    parts: list[CandidateScores] = []
-    order: list[int] = []
-    for members in groups.values():
-        for start in range(0, len(members), batch):
-            chosen = members[start : start + batch]
-            parts.append(scorer.score(query, cells, torch.stack([candidates[i] for i in chosen])))
-            order += chosen
-    back = torch.tensor(order).argsort()
-    return CandidateScores(
-        torch.cat([part.scores for part in parts])[back],
-        torch.cat([part.points for part in parts])[back],
-        torch.cat([part.masks for part in parts])[back],
-    )

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// One time step of a run of units, forward and backward: all of it in lanes. For level units only.
+#pragma once
+
+#include "kernels/sru/gate_math.h"
+
+namespace patchword {
+namespace PW_LEVEL {
+namespace {
+
+PW_INLINE VecF load_units(const float* p, int n) {
+  return n == kLanes ? load(p) : load_tail<Float32>(p, n);
+}
+PW_INLINE void store_units(float* p, VecF v, int n) {
+  if (n == kLanes) {
+    store(p, v);
+  } else {
+    store_tail<Float32>(p, v, n);
+  }
+}
+
+// What a step reads; pointers to the first unit of the run.
+struct StepInputs {
+  const float* gate[3];  // u0, u1, u2
+  const float* highway;  // u3 or x
+  const float* bias[2];
+  const float* weight[2];
+  const float* mask;
+  const float* state;  // before the step
+  float scale;         // of the highway input
+};
+
+struct StepGradients {
+  const float* out;   // of h
+  const float* next;  // state after the step
+  float* carry;       // of the state: after the step on entry, before it on return
+  float* gate[3];     // of u0, u1, u2
+  float* highway;     // of u3 or x
+  float* sum[4];      // of both biases, both weights; added to
+};
+
+// What holds for a whole call: one loop each, so that no branch sits inside.
+template <bool Tanh_, bool Masked_, bool Difference_>
+struct Variant {
+  static constexpr bool kTanh = Tanh_, kMasked = Masked_, kDifference = Difference_;
+};
+
+// State and output after a step.
+template <typename V>
+PW_INLINE void step_forward(const StepInputs& in, float* state, float* out, int64_t units) {
+  const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
+    const VecF before = load_units(in.state + j, n);
+    const VecF candidate = load_units(in.gate[0] + j, n);
+    const Gates g = sigmoids(fma(load_units(in.weight[0] + j, n), before,
+                                 load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)),
+                             fma(load_units(in.weight[1] + j, n), before,
+                                 load_units(in.gate[2] + j, n) + load_units(in.bias[1] + j, n)));
+    const VecF after = fma(before - candidate, g.forget, candidate);
+    store_units(state + j, after, n);
+    const VecF x = load_units(in.highway + j, n) * splat(in.scale);
+    VecF active = V::kTanh ? tanh(after) : after;
+    VecF reset = g.reset;
+    if constexpr (V::kMasked) {
+      const VecF mask = load_units(in.mask + j, n);
+      if constexpr (V::kDifference) {
+        reset = reset * mask;
+      } else {
+        active = active * mask;
+      }
+    }
+    store_units(out + j, fma(active - x, reset, x), n);
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= units; j += kLanes) body(j, kLanes);
+  if (j < units) body(j, static_cast<int>(units - j));
+}
+
+// State alone: the reset gate and the output are not worked out.
+PW_INLINE void step_state(const StepInputs& in, float* state, int64_t units) {
+  const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
+    const VecF before = load_units(in.state + j, n);
+    const VecF candidate = load_units(in.gate[0] + j, n);
+    const VecF forget = sigmoid(fma(load_units(in.weight[0] + j, n), before,
+                                    load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)));
+    store_units(state + j, fma(before - candidate, forget, candidate), n);
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= units; j += kLanes) body(j, kLanes);
+  if (j < units) body(j, static_cast<int>(units - j));
+}
+
+template <typename V>
+PW_INLINE void step_backward(const StepInputs& in, const StepGradients& grad, int64_t units) {
+  const VecF one = splat(1.0f);
+  const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
+    const VecF before = load_units(in.state + j, n);
+    const VecF candidate = load_units(in.gate[0] + j, n);
+    const VecF weight_f = load_units(in.weight[0] + j, n);
+    const VecF weight_r = load_units(in.weight[1] + j, n);
+    const Gates g = sigmoids(
+        fma(weight_f, before, load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)),
+        fma(weight_r, before, load_units(in.gate[2] + j, n) + load_units(in.bias[1] + j, n)));
+    const VecF after = load_units(grad.next + j, n);
+    const VecF x = load_units(in.highway + j, n) * splat(in.scale);
+    const VecF active = V::kTanh ? tanh(after) : after;
+    VecF slope = V::kTanh ? one - active * active : one;
+    VecF share = g.reset;     // of the output that is not the highway input
+    VecF blend = active - x;  // d out / d reset
+    if constexpr (V::kMasked) {
+      const VecF mask = load_units(in.mask + j, n);
+      slope = slope * mask;
+      if constexpr (V::kDifference) {
+        share = share * mask;
+        blend = blend * mask;
+      } else {
+        blend = fma(active, mask, -x);
+      }
+    }
+    const VecF out = load_units(grad.out + j, n);
+    const VecF d_reset = out * blend * (g.reset * (one - g.reset));
+    const VecF d_state = fma(out * g.reset, slope, load_units(grad.carry + j, n));
+    const VecF d_forget = d_state * (before - candidate) * (g.forget * (one - g.forget));
+    store_units(grad.gate[0] + j, d_state * (one - g.forget), n);
+    store_units(grad.gate[1] + j, d_forget, n);
+    store_units(grad.gate[2] + j, d_reset, n);
+    store_units(grad.highway + j, out * (one - share) * splat(in.scale), n);
+    store_units(grad.carry + j, fma(d_reset, weight_r, fma(d_forget, weight_f, d_state * g.forget)),
+                n);
+    const VecF terms[4] = {d_forget, d_reset, d_forget * before, d_reset * before};
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      store_units(grad.sum[k] + j, load_units(grad.sum[k] + j, n) + terms[k], n);
+    }
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= units; j += kLanes) body(j, kLanes);
+  if (j < units) body(j, static_cast<int>(units - j));
+}
+
+// A step whose output nobody reads: the gradients of u2 and of the highway input are 0.
+PW_INLINE void step_state_backward(const StepInputs& in, const StepGradients& grad, int64_t units) {
+  const VecF one = splat(1.0f);
+  const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
+    const VecF before = load_units(in.state + j, n);
+    const VecF candidate = load_units(in.gate[0] + j, n);
+    const VecF weight = load_units(in.weight[0] + j, n);
+    const VecF forget =
+        sigmoid(fma(weight, before, load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)));
+    const VecF carry = load_units(grad.carry + j, n);
+    const VecF d_forget = carry * (before - candidate) * (forget * (one - forget));
+    store_units(grad.gate[0] + j, carry * (one - forget), n);
+    store_units(grad.gate[1] + j, d_forget, n);
+    store_units(grad.gate[2] + j, VecF{}, n);
+    store_units(grad.highway + j, VecF{}, n);
+    store_units(grad.carry + j, fma(d_forget, weight, carry * forget), n);
+    store_units(grad.sum[0] + j, load_units(grad.sum[0] + j, n) + d_forget, n);
+    store_units(grad.sum[2] + j, fma(d_forget, before, load_units(grad.sum[2] + j, n)), n);
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= units; j += kLanes) body(j, kLanes);
+  if (j < units) body(j, static_cast<int>(units - j));
+}
+
+}  // namespace
+}  // namespace PW_LEVEL
+}  // namespace patchword

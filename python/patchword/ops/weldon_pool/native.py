@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled form: schemas, allocation, registration, gradient, and when it refuses."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from patchword import _library
+from patchword._library import DTYPE_TAGS, C
+from patchword.ops.weldon_pool.reference import Plan
+
+# Counts are 32-bit in the kernels.
+_MAX_CELLS = 2**30
+
+
+def refuse(maps: Tensor) -> str | None:
+    """Why the compiled kernel cannot run these inputs, or None when it can."""
+    if maps.shape[2] * maps.shape[3] > _MAX_CELLS:
+        return "the maps have more than 2^30 cells"
+    return _library.refuse_device(maps) or _library.refuse_dtype(maps)
+
+
+def _forward(
+    maps: Tensor,
+    top_count: int,
+    bottom_count: int,
+    top_divisor: float,
+    bottom_divisor: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    out, thresholds = _fake_forward(
+        maps, top_count, bottom_count, top_divisor, bottom_divisor, keep
+    )
+    if out.numel() == 0:
+        return out, thresholds
+    device, stream, threads = _library.runtime(maps)
+    scratch, size = None, 0
+    while True:
+        size = C.weldon_pool_forward(
+            device,
+            stream,
+            threads,
+            maps.data_ptr(),
+            out.data_ptr(),
+            thresholds.data_ptr() if keep else 0,
+            0 if scratch is None else scratch.data_ptr(),
+            size,
+            maps.shape,
+            maps.stride(),
+            DTYPE_TAGS[maps.dtype],
+            (top_count, bottom_count),
+            (top_divisor, bottom_divisor),
+        )
+        if size == 0:
+            return out, thresholds
+        scratch = torch.empty(size, dtype=torch.uint8)
+
+
+def _fake_forward(
+    maps: Tensor,
+    top_count: int,
+    bottom_count: int,
+    top_divisor: float,
+    bottom_divisor: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    rows = maps.shape[:2]
+    return maps.new_empty(rows), maps.new_empty((*rows, 2) if keep else (0,), dtype=torch.int32)
+
+
+def _backward(
+    grad: Tensor,
+    maps: Tensor,
+    thresholds: Tensor,
+    top_count: int,
+    bottom_count: int,
+    top_divisor: float,
+    bottom_divisor: float,
+) -> Tensor:
+    grad_maps = torch.empty_like(maps)
+    if maps.numel() == 0:
+        return grad_maps
+    grad = grad.contiguous()
+    device, stream, threads = _library.runtime(maps)
+    C.weldon_pool_backward(
+        device,
+        stream,
+        threads,
+        maps.data_ptr(),
+        thresholds.data_ptr(),
+        grad.data_ptr(),
+        grad_maps.data_ptr(),
+        maps.shape,
+        maps.stride(),
+        grad_maps.stride(),
+        DTYPE_TAGS[maps.dtype],
+        (top_count, bottom_count),
+        (top_divisor, bottom_divisor),
+    )
+    return grad_maps
+
+
+def _fake_backward(grad: Tensor, maps: Tensor, thresholds: Tensor, *plan: Any) -> Tensor:
+    return torch.empty_like(maps)
+
+
+# Thresholds come back with no elements unless `keep`.
+_forward_op = _library.register(
+    "weldon_pool_forward(Tensor maps, int top_count, int bottom_count, float top_divisor, "
+    "float bottom_divisor, bool keep) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+)
+_backward_op = _library.register(
+    "weldon_pool_backward(Tensor grad, Tensor maps, Tensor thresholds, int top_count, "
+    "int bottom_count, float top_divisor, float bottom_divisor) -> Tensor",
+    _backward,
+    _fake_backward,
+)
+
+
+class _WeldonPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, *plan: Any) -> Tensor:
+        out, thresholds = _forward_op(maps, *plan, True)
+        ctx.save_for_backward(maps, thresholds)
+        ctx.plan = plan
+        return cast(Tensor, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        maps, thresholds = ctx.saved_tensors
+        return _backward_op(grad, maps, thresholds, *ctx.plan), *(None for _ in ctx.plan)
+
+
+def weldon_pool_native(maps: Tensor, plan: Plan) -> Tensor:
+    """Same contract as :func:`weldon_pool_reference`."""
+    if _library.plain_eager(maps):
+        return _forward(maps, *plan, False)[0]
+    if _library.wants_gradient(maps):
+        return cast(Tensor, _WeldonPool.apply(maps, *plan))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _forward_op(maps, *plan, False)[0])
