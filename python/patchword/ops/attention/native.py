@@ -154,7 +154,9 @@ def _run(
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     queries = [parts[_FIELDS * i] for i in range(_streams_of(parts))]
     outs = [_rows_like(q) for q in queries if q is not None]
-    lses: list[Tensor | None] = [_lse_like(q) if want_lse else None for q in queries if q is not None]
+    lses: list[Tensor | None] = [
+        _lse_like(q) if want_lse else None for q in queries if q is not None
+    ]
     if any(out.numel() for out in outs):
         _Call(parts, outs, lses, scales).run(C.attention_forward)
     return outs, lses
@@ -284,9 +286,7 @@ class _Attention(torch.autograd.Function):
         *parts, out0, lse0, out1, lse1 = ctx.saved_tensors
         grad_out0, grad_out1, grad_lse0, grad_lse1 = grads
         second = (None,) * 4 if ctx.single else (out1, lse1, grad_out1, grad_lse1)
-        found = _backward_op(
-            *parts, ctx.scales, out0, lse0, grad_out0, grad_lse0, *second
-        )
+        found = _backward_op(*parts, ctx.scales, out0, lse0, grad_out0, grad_lse0, *second)
         wanted = ctx.needs_input_grad[1:]
         results: list[Tensor | None] = [None] * (2 * _FIELDS)
         for i in range(1 if ctx.single else 2):
