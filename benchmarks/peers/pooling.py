@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top and bottom means, joint label counts and folded heat maps, as written in PyTorch and NumPy."""
+"""Top and bottom means, joint label counts and folded heat maps as written in PyTorch and NumPy."""
 
 from __future__ import annotations
 
