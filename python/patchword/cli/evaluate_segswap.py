@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from patchword.cli.evaluate import _Evaluate
+from patchword.cli.evaluate import Evaluate
 from patchword.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSegswapInternet(_Evaluate):
+class EvaluateSegswapInternet(Evaluate):
     """Measure object discovery on the Internet subset: Airplane100, Car100, Horse100.
 
     --data is the folder of the classes, or one class: pictures, and GroundTruth with a mask for

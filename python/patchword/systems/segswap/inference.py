@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from patchword.data.folders import list_images
 from patchword.data.io import printable, read_image
 from patchword.errors import OptionError
 from patchword.geometry import check_box, patch_centers
+from patchword.inference.progress import Progress, silent
 from patchword.masks import guided_refine
 from patchword.nn.cross_transformer import ImageTokens
 from patchword.structures import CorrespondenceField, FloatArray, ImageArray, MatchResult
@@ -27,6 +28,9 @@ from patchword.systems.segswap import cycles, retrieval
 from patchword.systems.segswap.config import PreprocessConfig
 from patchword.systems.segswap.frames import PATCH, Frame, plan_frame, to_input
 from patchword.systems.segswap.model import SegSwapNetwork
+
+if TYPE_CHECKING:
+    from patchword.systems.segswap.discovery import Discovery, DiscoveryOptions
 
 _CONSISTENCY: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "none": cycles.raw_masks,
@@ -303,6 +307,34 @@ class Segswap:
         ]
         order = np.argsort(-scores, kind="stable")
         return [Ranked(int(index), float(scores[index]), names[index]) for index in order]
+
+    def discover(
+        self,
+        images: str | Path | Sequence[Any],
+        *,
+        options: DiscoveryOptions | None = None,
+        cache: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> Discovery:
+        """Find the object that a set of pictures has in common, and cut it out of each.
+
+        Args:
+            images: Folder, or at least two pictures.
+            options: See :class:`patchword.systems.segswap.discovery.DiscoveryOptions`.
+            cache: Folder for finished pairs; a run that was stopped goes on from there.
+            progress: Wraps the loop over parts of the pairs.
+
+        Returns:
+            One mask a picture, of its own size, and the votes behind it.
+
+        Raises:
+            DatasetError: There are fewer than two pictures, or one cannot be read.
+            ShapeError: The system resizes pictures to different shapes.
+            OutputError: The cache cannot be written.
+        """
+        from patchword.systems.segswap.discovery import discover
+
+        return discover(self, images, options=options, cache=cache, progress=progress)
 
     def _described(self, image: Any, box: npt.ArrayLike | None = None) -> Described:
         if not isinstance(image, Described):

@@ -65,9 +65,7 @@ class JointMatcher(Matcher):
         kept = inside >= _OUTSIDE
         if kept.sum() < _FEWEST_MATCHES:
             kept = np.ones_like(kept)
-        result = replace(
-            trained, matches=free.matches[kept], match_scores=free.match_scores[kept]
-        )
+        result = replace(trained, matches=free.matches[kept], match_scores=free.match_scores[kept])
         return result, field
 
 
