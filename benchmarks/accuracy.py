@@ -345,3 +345,65 @@ class RefinementGate:
             return Verdict(float("inf"), self._tolerance, result.numel())
         error = (result - self._oracle).abs() / self._largest
         return Verdict(_most(error.flatten()), self._tolerance)
+
+
+class PoolGate:
+    """Top and bottom means [B,C], or their gradient: 4e-6 of the largest value that occurs."""
+
+    def __init__(self, maps: Tensor, k_max: int, k_min: int, gradient: bool) -> None:
+        """Sort in float64; random maps have no ties, so the gradient is unique."""
+        cells = maps.double().flatten(2)
+        order = cells.argsort(dim=-1, descending=True)
+        shares = torch.zeros_like(cells).scatter_(-1, order[..., :k_max], 1.0 / k_max)
+        if k_min:
+            last = order[..., -k_min:]
+            shares.scatter_add_(-1, last, torch.full_like(last, 1.0 / k_min, dtype=shares.dtype))
+        self._oracle = shares.reshape(maps.shape) if gradient else (shares * cells).sum(-1)
+        self._largest = 1.0 if gradient else cells.abs().max()
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the means or the gradient."""
+        result = as_tensor(output).double()
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), 4e-6, result.numel())
+        return Verdict(_most(((result - self._oracle).abs() / self._largest).flatten()), 4e-6)
+
+
+class CountsGate:
+    """Joint counts [C,C] of two label maps: exact."""
+
+    def __init__(self, prediction: Tensor, target: Tensor, classes: int) -> None:
+        """Count pair by pair."""
+        pairs = [
+            [int(((target == t) & (prediction == p)).sum()) for p in range(classes)]
+            for t in range(classes)
+        ]
+        self._oracle = torch.tensor(pairs)
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the counts."""
+        result = as_tensor(output)
+        if result.shape != self._oracle.shape:
+            return Verdict(0.0, 0.0, result.numel())
+        return Verdict(0.0, 0.0, int((result != self._oracle).sum()))
+
+
+class HeatGate:
+    """Heat maps [B,T,h,w] of folded texts: the dot tolerance of two products in a row."""
+
+    def __init__(self, maps: Tensor, text: Tensor, projection: Tensor, top: int) -> None:
+        """Fold and multiply in float64."""
+        values, places = text.double().topk(top, dim=-1)
+        weights = torch.zeros_like(text, dtype=torch.float64).scatter_(-1, places, values.abs())
+        folded = weights @ projection.double()
+        self._oracle = torch.einsum("td,bdhw->bthw", folded, maps.double())
+        lengths = maps.double().norm(dim=1, keepdim=True)
+        self._norms = lengths * folded.norm(dim=-1)[None, :, None, None]
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the maps, which come first."""
+        result = as_tensor(output[0]).double()
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), 2 * DOT_TOLERANCE, result.numel())
+        error = (result - self._oracle).abs() / self._norms
+        return Verdict(_most(error.flatten()), 2 * DOT_TOLERANCE)

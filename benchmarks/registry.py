@@ -36,6 +36,10 @@ OP_MODULES = (
     "benchmarks.end_to_end.segswap",
     "benchmarks.end_to_end.sketchseg",
     "benchmarks.ops.pamr",
+    "benchmarks.ops.pooling",
+    "benchmarks.ops.sru",
+    "benchmarks.ops.retrieval_ranks",
+    "benchmarks.ops.keypoint_join",
     "benchmarks.ops.call_overhead",
     "benchmarks.ops.shared_runtime",
 )

@@ -87,12 +87,13 @@ def test_own_file_round_trip(model, tmp_path):
 def test_files_of_other_systems_are_refused(model, tmp_path):
     path = tmp_path / "other.safetensors"
     for notes, message in (
-        ({"system": "segswap"}, "must be for system 'sketchseg', got 'segswap'"),
+        ({"system": "segswap"}, 'is for system "segswap", not "sketchseg"'),
         ({"system": "sketchseg", "kind": "small"}, "must be of kind 'clip', got 'small'"),
         ({"system": "sketchseg", "kind": "clip", "config": "{}"}, "must say their sizes"),
         ({}, "must be of the sketch network"),
     ):
-        save_file({"a": torch.zeros(1)}, path, notes)
+        header = {"patchword": json.dumps({"format": 1, **notes})} if notes else {}
+        save_file({"a": torch.zeros(1)}, path, header)
         with pytest.raises(CheckpointError, match=message):
             load_model(path)
     path.write_bytes(b"damaged")

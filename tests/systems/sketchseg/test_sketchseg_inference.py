@@ -67,6 +67,17 @@ def test_a_category_is_isolated_at_several_thresholds():
     assert not result.isolate(1, 0.5)[:, :80].any()
 
 
+def test_heat_maps_are_the_scores_on_ink():
+    segmenter = SketchSegmenter(FakeEncoder())
+    result = segmenter.segment(sketch(), ["left", "right"])
+    located = segmenter.locate(sketch(), ["left", "right"])
+    assert (located.labels == result.labels).all()
+    assert (located.heatmaps[:, ~result.ink] == 0).all()
+    assert (located.heatmaps[:, result.ink] > 0).all()
+    np.testing.assert_allclose(located.heatmaps[1], result.category_scores(1), atol=1e-5)
+    np.testing.assert_allclose(located.scores, located.heatmaps.max(axis=(1, 2)))
+
+
 def test_a_sketch_is_encoded_once_for_any_words():
     encoder = FakeEncoder()
     segmenter = SketchSegmenter(encoder)

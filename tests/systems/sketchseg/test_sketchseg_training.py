@@ -70,7 +70,7 @@ def small(drawings, steps, **options):
         "sizes": (32, 64),
         "points": 24,
         "validation_size": 64,
-        "validation_scenes": 2,
+        "validation_scenes": 1,
         "templates": ("{}", "a {}"),
         "scene": SceneConfig(min_objects=2, max_objects=3),
         **options,
@@ -155,6 +155,7 @@ def test_published_training_learns_and_leaves_the_text_tower(captioned, tmp_path
     from patchword.systems.sketchseg.inference import load
 
     segmenter = load(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
+    assert segmenter.encoder.norm == "channel"
     image = np.full((60, 60, 3), 255, np.uint8)
     image[20:24, 5:50] = 0
     assert segmenter.segment(image, ["kite", "sun"]).labels.max() >= 0
@@ -265,7 +266,8 @@ def test_samples_follow_from_seed_and_draw(drawings):
 
 
 def test_shipped_configurations_load():
-    for name, recipe in (("default", "small"), ("paper", "paper"), ("published", "paper")):
+    recipes = {"default": "small", "default_finish": "small", "paper": "paper", "published": "paper"}
+    for name, recipe in recipes.items():
         assert load_config(TrainConfig, system="sketchseg", source=name).recipe == recipe
     published = load_config(TrainConfig, system="sketchseg", source="published").paper
     assert published.freeze_surgery

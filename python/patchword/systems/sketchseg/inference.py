@@ -17,13 +17,16 @@ from torch import Tensor
 from patchword import ops
 from patchword.data.sketches import read_sketch
 from patchword.errors import CheckpointError, OptionError
-from patchword.structures import FloatArray, ImageArray
+from patchword.structures import FloatArray, ImageArray, LocateResult
 from patchword.systems.sketchseg.encoder import SegmentOptions, SketchEncoder, SketchFeatures
 from patchword.systems.sketchseg.ink import InkMask, check_sketch, ink_mask
 from patchword.systems.sketchseg.scores import minmax, scores_at
 
 MAX_CATEGORIES = 2000
 """Most categories in one request; each costs 85 sentences when it is met first."""
+
+# Tells ink from paper in a heat map, whatever its score.
+_LEAST_HEAT = 1e-6
 
 SketchLabels = NDArray[np.int16]
 
@@ -199,6 +202,27 @@ class SketchSegmenter:
         kept = np.where(result.scores >= self.options.threshold, labels, np.int16(-1))
         return replace(result, labels=kept)
 
+    def locate(self, image: Any, texts: Sequence[str] | Categories) -> LocateResult:
+        """The same as heat maps on the ink, for what takes the answers of a ``Localizer``.
+
+        Args:
+            image: As :meth:`segment`.
+            texts: As :meth:`segment`; each costs a map of the sketch's size.
+
+        Returns:
+            Heat is the score cut to [0, 1], at least 1e-6 on ink and 0 on paper.
+        """
+        result = self.segment(image, texts)
+        heat = np.stack([result.category_scores(k) for k in range(len(result.texts))])
+        heat = np.where(result.ink, heat.clip(_LEAST_HEAT, 1), 0).astype(np.float32)
+        return LocateResult(
+            texts=result.texts,
+            heatmaps=heat,
+            labels=result.labels.astype(np.int64),
+            scores=heat.reshape(len(heat), -1).max(axis=1),
+            image=result.image,
+        )
+
 
 def _labels(maps: Tensor, ink: InkMask, mode: Literal["bilinear", "bicubic"]) -> Tensor:
     """Best category of each ink pixel, -1 on paper, without maps at the sketch's size."""
@@ -265,7 +289,8 @@ def load(
     if path is not None and not path.is_file():
         raise CheckpointError(f"load: checkpoint must be a file, got {str(checkpoint)!r}.")
     encoder: SketchEncoder
-    if path is None or read_notes(path).get("kind") == "small":
+    notes = {} if path is None else read_notes(path)
+    if path is None or notes.get("kind") == "small":
         from patchword.systems.sketchseg.small_encoder import load_small
 
         if encoder_options:
@@ -277,5 +302,7 @@ def load(
     else:
         from patchword.systems.sketchseg.clip_encoder import ClipSketchEncoder
 
-        encoder = ClipSketchEncoder(load_model(path), device=device, **encoder_options)
+        # Weights trained here say how their features were compared.
+        chosen = {**({"norm": notes["norm"]} if "norm" in notes else {}), **encoder_options}
+        encoder = ClipSketchEncoder(load_model(path), device=device, **chosen)
     return SketchSegmenter(encoder, options, any_picture=any_picture)

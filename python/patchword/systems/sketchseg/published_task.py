@@ -188,8 +188,9 @@ class PublishedTask(Task):
                 f"{config.threshold_gradient!r}."
             )
         self.config = config
-        torch.manual_seed(loop.seed)
-        self.model = _start(config)
+        with torch.random.fork_rng():
+            torch.manual_seed(loop.seed)
+            self.model = _start(config)
         self._freeze()
         self.threshold = MaskThreshold(
             config.initial_threshold,

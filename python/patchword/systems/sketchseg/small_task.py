@@ -66,9 +66,11 @@ class SmallTask(Task):
         )
         self.words = self.library.words()
         self.sentences = encode_templates(self.words, config.templates)
-        self.model = SmallSketchNet(
-            load_efficientnet_lite0(fold=False), frozen_blocks=config.frozen_blocks
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(loop.seed)
+            self.model = SmallSketchNet(
+                load_efficientnet_lite0(fold=False), frozen_blocks=config.frozen_blocks
+            )
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(self._frozen_names()))
         if config.start:
