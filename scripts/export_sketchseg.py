@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from patchword.systems.sketchseg.small_encoder import default_weights, load_small, save_small
@@ -18,7 +17,7 @@ METADATA = {
     ),
     "backbone": "initialised from EfficientNet-Lite0, ImageNet-1k, Apache-2.0",
     "text": "words are projected from all-MiniLM-L6-v2 sentence vectors, Apache-2.0",
-    "input": json.dumps({"longest_side": 224, "multiple": 32, "stride": 8, "ink": "luma < 128"}),
+    "input": {"longest_side": 224, "multiple": 32, "stride": 8, "ink": "luma < 128"},
 }
 
 

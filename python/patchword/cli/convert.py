@@ -72,3 +72,13 @@ class ConvertSegswap(Convert):
 
     example: ClassVar[str] = "patchword convert segswap hard_mining_neg5.pth segswap.safetensors"
     module: ClassVar[str] = "patchword.systems.segswap.convert"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSketchseg(Convert):
+    """Read the published checkpoint of the sketch network."""
+
+    example: ClassVar[str] = (
+        "patchword convert sketchseg sketch_seg_best_miou.pth sketchseg.safetensors"
+    )
+    module: ClassVar[str] = "patchword.systems.sketchseg.convert"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``patchword data``: made data sets in the layouts that training and evaluation read."""
+"""``patchword data sketchseg``: scene sketches with exact labels, made from single drawings."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -27,6 +27,8 @@ class EvaluateSketchseg(Evaluate):
     """Weights; by default those that ship with the library."""
     vocabulary: Literal["given", "full"] = "given"
     """Categories offered: those of each sketch, as published, or all of the data set."""
+    scores: Literal["minmax", "cosine"] | None = None
+    """How scores are compared; by default as suits the network."""
     limit: int | None = None
     """Only so many sketches, the first by name."""
     compat: bool = False
@@ -34,13 +36,16 @@ class EvaluateSketchseg(Evaluate):
 
     def measure(self) -> EvaluationReport:
         """Run the protocol."""
-        import patchword
         from patchword.systems.sketchseg.evaluate import evaluate_sketches
+        from patchword.systems.sketchseg.inference import load
 
-        segmenter = patchword.load("sketchseg", self.checkpoint, device=self.torch_device())
+        # Labelled strokes are sketches, however black a page of them may be.
+        segmenter = load(self.checkpoint, device=self.torch_device(), any_picture=True)
+        if self.scores is not None:
+            segmenter.options = replace(segmenter.options, scores=self.scores)
         return evaluate_sketches(
             self.data,
-            segmenter.label_ink,
+            segmenter,
             vocabulary=self.vocabulary,
             limit=self.limit,
             compat=self.compat,

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from patchword import __version__
 from patchword.cli import common
 from patchword.cli.common import Outcome, OutputFlags
+from patchword.cli.locate_sketch import SketchFlags, run_sketch
 from patchword.data.folders import count_images, is_folder
 from patchword.data.io import printable, read_image
 
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Locate(OutputFlags):
+class Locate(SketchFlags, OutputFlags):
     """Where phrases lie in a picture or in every picture of a folder.
 
     Writes a heat map per phrase, a label map, a picture with legend, and JSON; for a folder also
-    an HTML page.
+    an HTML page. With --model sketch, labels the ink of sketches, drawn or as SVG or ndjson.
     """
 
     example: ClassVar[str] = 'patchword locate street.jpg --text "a bicycle" --text dog -o out'
@@ -35,10 +36,16 @@ class Locate(OutputFlags):
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """Phrase to look for; repeat the flag for more."""
 
+    model: Literal["words", "sketch"] = "words"
+    """words: phrases in photographs, with no training. sketch: categories of a sketch's ink."""
+
     def run(self, name: str) -> Outcome:
         """Locate, write and report."""
         from patchword.inference.locating import check_texts
 
+        if self.model == "sketch":
+            return run_sketch(self, self, self.images, self.text)
+        self.refuse_without_sketch()
         texts = check_texts(self.text)
         if is_folder(self.images):
             return self._run_folder(self.images, texts)

@@ -15,7 +15,7 @@ from patchword import __version__
 from patchword.cli import common
 from patchword.cli.app import App
 from patchword.cli.common import CommonFlags, complain, envelope, json_line, print_line
-from patchword.cli.convert import ConvertSegswap
+from patchword.cli.convert import ConvertSegswap, ConvertSketchseg
 from patchword.cli.data import DataSegswap
 from patchword.cli.data_sketchseg import DataSketchseg
 from patchword.cli.env import Env
@@ -36,18 +36,19 @@ from patchword.errors import ConfigError, OptionError, PatchwordError
 COMMANDS: dict[str, type[CommonFlags]] = {
     "match": Match,
     "locate": Locate,
-    "data segswap": DataSegswap,
+    "app": App,
     "evaluate match": EvaluateMatch,
     "evaluate locate": EvaluateLocate,
-    "app": App,
-    "convert segswap": ConvertSegswap,
     "evaluate segswap brueghel": EvaluateBrueghel,
     "evaluate segswap tokyo247": EvaluateTokyo247,
     "evaluate segswap pitts30k": EvaluatePitts30k,
     "evaluate segswap internet": EvaluateSegswapInternet,
     "evaluate sketchseg": EvaluateSketchseg,
-    "data sketchseg": DataSketchseg,
     "train": Train,
+    "data segswap": DataSegswap,
+    "data sketchseg": DataSketchseg,
+    "convert segswap": ConvertSegswap,
+    "convert sketchseg": ConvertSketchseg,
     "env": Env,
     "ops list": OpsList,
     "ops explain": OpsExplain,

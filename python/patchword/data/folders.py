@@ -49,7 +49,10 @@ def is_folder(path: Path) -> bool:
 
 
 def list_images(
-    folder: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    exclude: str | os.PathLike[str] | None = None,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
 ) -> Iterator[Path]:
     """Yield the pictures below a folder, told by suffix, in the same order every time.
 
@@ -60,6 +63,7 @@ def list_images(
     Args:
         folder: Where to look.
         exclude: A folder to leave out, for instance the one that results go to.
+        suffixes: What counts as a picture, in lower case.
 
     Raises:
         DatasetError: ``folder`` is no folder, or it or a sub-folder cannot be read.
@@ -67,10 +71,10 @@ def list_images(
     top = Path(folder)
     if not is_folder(top):
         raise DatasetError(f"list_images: {printable(top)} is not a folder.", path=top)
-    return _walk(top, None if exclude is None else Path(exclude).resolve())
+    return _walk(top, None if exclude is None else Path(exclude).resolve(), suffixes)
 
 
-def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, exclude: Path | None, suffixes: frozenset[str]) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
             listed = sorted(
@@ -83,31 +87,37 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
             f"list_images: {printable(folder)} cannot be listed: {error.strerror}.", path=folder
         ) from error
     for name, is_folder in listed:
-        if not is_folder and PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
+        if not is_folder and PurePath(name).suffix.lower() in suffixes:
             yield folder / name
     for name, is_folder in listed:
         if is_folder and (exclude is None or (folder / name).resolve() != exclude):
-            yield from _walk(folder / name, exclude)
+            yield from _walk(folder / name, exclude, suffixes)
 
 
 def iter_items(
-    folder: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    exclude: str | os.PathLike[str] | None = None,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
 ) -> Iterator[ImageItem]:
     """Yield the pictures of :func:`list_images` with their keys."""
     top = Path(folder)
-    for path in list_images(top, exclude=exclude):
+    for path in list_images(top, exclude=exclude, suffixes=suffixes):
         yield ImageItem(path.relative_to(top).as_posix(), path)
 
 
 def count_images(
-    folder: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    exclude: str | os.PathLike[str] | None = None,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
 ) -> int:
     """Count the pictures of :func:`list_images`.
 
     Raises:
         DatasetError: There are none.
     """
-    total = sum(1 for _ in list_images(folder, exclude=exclude))
+    total = sum(1 for _ in list_images(folder, exclude=exclude, suffixes=suffixes))
     if total == 0:
         raise DatasetError(
             f"list_images: {printable(folder)} holds no pictures (files ending in .jpg, .png and "

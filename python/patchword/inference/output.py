@@ -22,6 +22,7 @@ _OWN_FOLDERS = ("items", "hits", "pages")
 _OWN_FILES = (
     *(RUN_FILE, JOURNAL_FILE, "result.json", "ranking.json*", "index.html"),
     *("mask[01].png", "heatmap_*.png", "labels.png", "overlay.png", "query.jpg"),
+    *("coloured.png", "isolated_*.png", "maps.npy"),
 )
 _FORMAT = "patchword-run/1"
 

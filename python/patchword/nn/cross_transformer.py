@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchword import ops
 from patchword.errors import OptionError, ShapeError
 from patchword.nn.match_prior import PRIOR_CHANNELS, match_prior
 from patchword.nn.positional import sine_encoding
@@ -122,15 +123,8 @@ class ImageTokens:
         return ImageTokens(self.tokens[item], self.grid, *parts)
 
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None, dropout: float = 0.0
-) -> Tensor:
-    """Softmax attention of ``[B, H, N, d]`` queries over ``[B, H, M, d]`` keys and values.
-
-    ``valid`` is bool ``[B, M]``, True for keys that take part. Returns ``[B, H, N, d]``.
-    """
-    mask = None if valid is None else valid[:, None, None, :]
-    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p=dropout)
+Parts = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, ``[B, H, N, d]`` each."""
 
 
 class EncoderLayer(nn.Module):
@@ -165,12 +159,51 @@ class EncoderLayer(nn.Module):
         parts = packed.reshape(batch, count, last - first + 1, self.heads, width // self.heads)
         return list(parts.permute(2, 0, 3, 1, 4))
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
+    def parts_of(self, tokens: Tensor) -> Parts:
+        """Queries, keys and values of ``[B, N, width]``."""
+        queries, keys, values = self.heads_of(tokens, 0, 2)
+        return queries, keys, values
+
+    def attend(self, parts: Parts, valid: Tensor | None) -> Tensor:
         """Attention of one stream, ``[B, N, width]``; a batch of one meets any batch."""
-        batch = max(queries.shape[0], keys.shape[0])
-        queries, keys, values = (part.expand(batch, -1, -1, -1) for part in (queries, keys, values))
-        seen = attend(queries, keys, values, valid, self.rate if self.training else 0.0)
+        batch = max(parts[0].shape[0], parts[1].shape[0])
+        queries, keys, values = (part.expand(batch, -1, -1, -1) for part in parts)
+        valid = None if valid is None else valid.expand(batch, -1)
+        if self.training and self.rate > 0:
+            # Dropping attention weights needs them one by one; no kernel of ours stores them.
+            mask = None if valid is None else valid[:, None, None, :]
+            seen = F.scaled_dot_product_attention(queries, keys, values, mask, self.rate)
+        else:
+            found = ops.attention(queries, keys, values, key_mask=valid)
+            assert isinstance(found, Tensor)
+            seen = found
         return seen.transpose(1, 2).flatten(2)
+
+    def attend_pair(
+        self,
+        first: Parts,
+        second: Parts,
+        valid0: Tensor | None,
+        valid1: Tensor | None,
+        *,
+        cross: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of both streams, each within itself or each to the other, in one call."""
+        if self.training and self.rate > 0:
+            keys0, keys1 = (second, first) if cross else (first, second)
+            mask0, mask1 = (valid1, valid0) if cross else (valid0, valid1)
+            return (
+                self.attend((first[0], *keys0[1:]), mask0),
+                self.attend((second[0], *keys1[1:]), mask1),
+            )
+        batch = max(first[0].shape[0], second[0].shape[0])
+        seen0, seen1, *_ = ops.pair_attention(
+            *(part.expand(batch, -1, -1, -1) for part in (*first, *second)),
+            cross=cross,
+            key_mask0=None if valid0 is None else valid0.expand(batch, -1),
+            key_mask1=None if valid1 is None else valid1.expand(batch, -1),
+        )
+        return seen0.transpose(1, 2).flatten(2), seen1.transpose(1, 2).flatten(2)
 
     def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """Residual, norm, feed-forward, residual, norm of ``[B, N, width]``."""
@@ -268,7 +301,8 @@ class CrossTransformer(nn.Module):
             valid = valid | ~valid.any(dim=1, keepdim=True)
         grid = (height, width)
         for _, number in self.plan[: self.alone]:
-            tokens = self._inner(number, tokens, grid, valid)
+            layer, placed = self._layer(number), self._placed(tokens, grid)
+            tokens = layer.finish(placed, layer.attend(layer.parts_of(placed), valid))
         return ImageTokens(tokens, grid, valid, maps if self.prior is not None else None)
 
     def relate(self, first: ImageTokens, second: ImageTokens) -> tuple[Tensor, Tensor]:
@@ -316,11 +350,11 @@ class CrossTransformer(nn.Module):
         wanted = tokens.gather(1, index)
         (queries,) = layer.heads_of(wanted, 0, 0)
         keys, values = layer.heads_of(source, 1, 2)
-        finished = layer.finish(wanted, layer.attend(queries, keys, values, valid))
+        finished = layer.finish(wanted, layer.attend((queries, keys, values), valid))
         return self._head(finished, anchors)
 
     def _meet(self, first: ImageTokens, second: ImageTokens) -> tuple[ImageTokens, ImageTokens]:
-        """Tell the tokens of two pictures how they match without training, where there is a prior."""
+        """Tell tokens how the two pictures match without training, where there is a prior."""
         if self.prior is None:
             return first, second
         assert first.maps is not None
@@ -344,37 +378,21 @@ class CrossTransformer(nn.Module):
                 f"{batches[0]} and {batches[1]}."
             )
         for kind, number in self.plan[self.alone : until]:
+            layer = self._layer(number)
             if kind == "I":
-                tokens0 = self._inner(number, tokens0, first.grid, first.valid)
-                tokens1 = self._inner(number, tokens1, second.grid, second.valid)
-            else:
-                tokens0, tokens1 = self._cross(number, tokens0, tokens1, first.valid, second.valid)
+                tokens0 = self._placed(tokens0, first.grid)
+                tokens1 = self._placed(tokens1, second.grid)
+            seen0, seen1 = layer.attend_pair(
+                layer.parts_of(tokens0),
+                layer.parts_of(tokens1),
+                first.valid,
+                second.valid,
+                cross=kind == "C",
+            )
+            tokens0, tokens1 = layer.finish(tokens0, seen0), layer.finish(tokens1, seen1)
         # Without any C the two sides never met in a computation.
         shape = (max(batches), -1, -1)
         return tokens0.expand(shape), tokens1.expand(shape)
-
-    def _inner(
-        self, number: int, tokens: Tensor, grid: tuple[int, int], valid: Tensor | None
-    ) -> Tensor:
-        layer = self._layer(number)
-        placed = self._placed(tokens, grid)
-        queries, keys, values = layer.heads_of(placed, 0, 2)
-        return layer.finish(placed, layer.attend(queries, keys, values, valid))
-
-    def _cross(
-        self,
-        number: int,
-        tokens0: Tensor,
-        tokens1: Tensor,
-        valid0: Tensor | None,
-        valid1: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        layer = self._layer(number)
-        queries0, keys0, values0 = layer.heads_of(tokens0, 0, 2)
-        queries1, keys1, values1 = layer.heads_of(tokens1, 0, 2)
-        seen0 = layer.attend(queries0, keys1, values1, valid1)
-        seen1 = layer.attend(queries1, keys0, values0, valid0)
-        return layer.finish(tokens0, seen0), layer.finish(tokens1, seen1)
 
     def _layer(self, number: int) -> EncoderLayer:
         layer = self.layers[number]

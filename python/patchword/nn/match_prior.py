@@ -19,12 +19,8 @@ _CANDIDATES = 6
 _TURNS = 8
 _SCALES = (0.75, 1.0, 1.33)
 # A ring of patches around the one in question, (down, right).
-_RING = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)) + (
-    (0, 2),
-    (2, 0),
-    (0, -2),
-    (-2, 0),
-)
+_NEAR = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+_RING = (*_NEAR, (0, 2), (2, 0), (0, -2), (-2, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +88,7 @@ class _Partners:
 
 def _partners(similarity: Tensor, grid0: tuple[int, int], grid1: tuple[int, int]) -> _Partners:
     batch, count0, count1 = similarity.shape
-    (height0, width0), (height1, width1) = grid0, grid1
+    (height0, width0), width1 = grid0, grid1[1]
     # Surroundings may lie a patch beside where a turn and a scale put them.
     near = F.max_pool2d(similarity.reshape(batch * count0, 1, *grid1), 3, 1, 1)
     near = F.pad(near.reshape(batch, height0, width0, *grid1), (4, 4, 4, 4, 2, 2, 2, 2))
@@ -127,7 +123,9 @@ def _partners(similarity: Tensor, grid0: tuple[int, int], grid1: tuple[int, int]
     def pick(values: Tensor) -> Tensor:
         return values.gather(2, chosen)[..., 0]
 
-    gap = torch.maximum((row - pick(row)[..., None]).abs(), (column - pick(column)[..., None]).abs())
+    gap = torch.maximum(
+        (row - pick(row)[..., None]).abs(), (column - pick(column)[..., None]).abs()
+    )
     kept = table[pick(pose)]
     rival = quality.masked_fill(gap <= 2, -1.0).amax(dim=2)
     return _Partners(

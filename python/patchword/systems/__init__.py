@@ -12,7 +12,10 @@ from patchword.errors import OptionError
 __all__ = ["SYSTEMS", "TRAINABLE", "load", "trainer"]
 
 # Name of a system -> the module whose `load` makes it.
-SYSTEMS: dict[str, str] = {"segswap": "patchword.systems.segswap"}
+SYSTEMS: dict[str, str] = {
+    "segswap": "patchword.systems.segswap",
+    "sketchseg": "patchword.systems.sketchseg",
+}
 
 # Name of a system -> the module with `TrainConfig`, a frozen dataclass that has a field `training`,
 # and `create_task(config) -> patchword.training.Task`.

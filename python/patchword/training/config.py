@@ -163,7 +163,9 @@ def to_plain(config: object) -> dict[str, Any]:
     """A configuration as nested dictionaries of plain values, as YAML and JSON hold them."""
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    # By way of the text, which has lists alone: a configuration that was written and read again
+    # must equal the one it came from.
+    plain = OmegaConf.to_container(OmegaConf.create(to_yaml(config)))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -175,10 +177,10 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys."""
     flat: dict[str, Any] = {}
-    for key, value in plain.items():
+    for key, value in dict(plain).items():
         if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:

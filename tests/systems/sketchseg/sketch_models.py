@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small sketch networks, and the full tensor list of the published checkpoint."""
+"""Small sketch networks, a made-up encoder, and the tensor list of the published checkpoint."""
 
+import numpy as np
 import torch
 
 from patchword.backbones.clip import ClipConfig, ImageConfig, TextConfig
 from patchword.systems.sketchseg.config import SketchSegConfig
+from patchword.systems.sketchseg.convert import to_published
+from patchword.systems.sketchseg.encoder import SegmentOptions, SketchFeatures
 from patchword.systems.sketchseg.model import SketchSegModel
 
 TINY = SketchSegConfig(
@@ -26,6 +29,58 @@ def tiny_model(seed=0, config=TINY):
         if tensor.ndim == 1:
             torch.nn.init.normal_(tensor, 1.0 if tensor.mean() > 0.5 else 0.0, 0.1)
     return model.eval().requires_grad_(False)
+
+
+def twelve_blocks():
+    """A small model whose surgery starts where the published file has it."""
+    clip = ClipConfig(
+        image=ImageConfig(width=64, layers=12, heads=1, patch=16, grid=2),
+        text=TextConfig(vocabulary=40, width=64, layers=12, heads=1),
+        embed=32,
+    )
+    return tiny_model(3, SketchSegConfig(clip=clip, adapter_hidden=48))
+
+
+def published(model):
+    """What the published trainer would save of a model, without the prefix."""
+    state = {**to_published(model), "logit_scale": torch.tensor(4.6)}
+    for name in list(state):
+        if ".encoder.layer2." in name:
+            for clone in ("layers", "layer1"):
+                state[name.replace("layer2", clone)] = torch.zeros(1)
+        if name.startswith("visual.transformer.resblocks.6.attn."):
+            state[f"visual.attn.{name.split('.attn.')[1]}"] = state[name]
+    for name in [n for n in state if n.startswith("visual.transformer.ca.")]:
+        state[name.removeprefix("visual.")] = torch.zeros(1)
+    return state
+
+
+class FakeEncoder:
+    """Patches that lean to the first word on the left and to the last on the right."""
+
+    defaults = SegmentOptions()
+    device = torch.device("cpu")
+
+    def __init__(self, grid=(7, 7)):
+        self.grid = grid
+        self.encoded = 0
+
+    def encode_images(self, images):
+        self.encoded += len(images)
+        along = torch.linspace(0, 1, self.grid[1]).repeat(self.grid[0])
+        features = SketchFeatures(torch.stack([1 - along, along], dim=1), self.grid)
+        return [features for _ in images]
+
+    def encode_text(self, words):
+        part = torch.linspace(0, 1, len(words))
+        return torch.stack([1 - part, part], dim=1)
+
+
+def sketch(height=120, width=200):
+    image = np.full((height, width, 3), 255, np.uint8)
+    image[20:23, 10:-10] = 0
+    image[60:100, 30:33] = 40
+    return image
 
 
 def _block(prefix, width, surgery):

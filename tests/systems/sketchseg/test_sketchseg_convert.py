@@ -11,16 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from sketch_models import published_shapes, tiny_model
+from sketch_models import published, published_shapes, twelve_blocks
 
-from patchword.backbones.clip import ClipConfig, ImageConfig, TextConfig
 from patchword.errors import CheckpointError
-from patchword.systems.sketchseg.config import SketchSegConfig
 from patchword.systems.sketchseg.convert import (
     from_published,
     load_model,
     save_model,
-    to_published,
 )
 
 SHARED = os.environ.get("PATCHWORD_SHARED")
@@ -28,27 +25,7 @@ SHARED = os.environ.get("PATCHWORD_SHARED")
 
 @pytest.fixture(scope="module")
 def model():
-    # Twelve blocks, so that the surgery starts where the published file has it.
-    clip = ClipConfig(
-        image=ImageConfig(width=64, layers=12, heads=1, patch=16, grid=2),
-        text=TextConfig(vocabulary=40, width=64, layers=12, heads=1),
-        embed=32,
-    )
-    return tiny_model(3, SketchSegConfig(clip=clip, adapter_hidden=48))
-
-
-def published(model):
-    """What the published trainer would save of a model, without the prefix."""
-    state = {**to_published(model), "logit_scale": torch.tensor(4.6)}
-    for name in list(state):
-        if ".encoder.layer2." in name:
-            for clone in ("layers", "layer1"):
-                state[name.replace("layer2", clone)] = torch.zeros(1)
-        if name.startswith("visual.transformer.resblocks.6.attn."):
-            state[f"visual.attn.{name.split('.attn.')[1]}"] = state[name]
-    for name in [n for n in state if n.startswith("visual.transformer.ca.")]:
-        state[name.removeprefix("visual.")] = torch.zeros(1)
-    return state
+    return twelve_blocks()
 
 
 def test_round_trip_through_the_published_names(model):
@@ -110,12 +87,13 @@ def test_own_file_round_trip(model, tmp_path):
 def test_files_of_other_systems_are_refused(model, tmp_path):
     path = tmp_path / "other.safetensors"
     for notes, message in (
-        ({"system": "segswap"}, "must be for system 'sketchseg', got 'segswap'"),
+        ({"system": "segswap"}, 'is for system "segswap", not "sketchseg"'),
         ({"system": "sketchseg", "kind": "small"}, "must be of kind 'clip', got 'small'"),
         ({"system": "sketchseg", "kind": "clip", "config": "{}"}, "must say their sizes"),
         ({}, "must be of the sketch network"),
     ):
-        save_file({"a": torch.zeros(1)}, path, notes)
+        header = {"patchword": json.dumps({"format": 1, **notes})} if notes else {}
+        save_file({"a": torch.zeros(1)}, path, header)
         with pytest.raises(CheckpointError, match=message):
             load_model(path)
     path.write_bytes(b"damaged")

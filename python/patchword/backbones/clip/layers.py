@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchword import ops
+
 Activation = Literal["quick_gelu", "gelu"]
 
 
@@ -61,16 +63,8 @@ class Attention(nn.Module):
             Pre-training", Pattern Recognition 2025, arXiv:2304.05653.
         """
         query, key, value = self._split(x)
-        ordinary, values = dual_attention(query, key, value)
+        ordinary, values, *_ = ops.dual_attention(query, key, value)
         return self._merge(ordinary), self._merge(values)
-
-
-def dual_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention by ``q k^T`` and by ``v v^T``, ``[B, heads, N, d]`` each."""
-    return (
-        F.scaled_dot_product_attention(query, key, value),
-        F.scaled_dot_product_attention(value, value, value),
-    )
 
 
 class Mlp(nn.Module):

@@ -9,9 +9,9 @@ since the default weights shall serve `match` on any two pictures.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from patchword.data.folders import list_images
 from patchword.data.io import read_image
 from patchword.errors import DatasetError
-from patchword.geometry import Matrix, from_index_coordinates, patch_centers, warp_points
+from patchword.geometry import Matrix, patch_centers, warp_points
 from patchword.structures import FloatArray, ImageArray
 
 STRIDE = 16
@@ -112,10 +112,6 @@ class PairComposer:
             return pair
         return CompositePair(pair.images[::-1], pair.masks[::-1], pair.flows[::-1])
 
-    def clean_scene(self, rng: np.random.Generator) -> ImageArray:
-        """A background alone, cut and changed in colour."""
-        return _recolored(self._background(rng), rng, 0.5)
-
     def _read(self, path: Path, side: int, *, alpha: bool = False) -> ImageArray:
         if path not in self._cache:
             if alpha:
@@ -150,7 +146,10 @@ class PairComposer:
             cut = cut[:, ::-1]
         side = self.config.size
         method = cv2.INTER_AREA if min(cut.shape[:2]) > side else cv2.INTER_LINEAR
-        return cv2.resize(np.ascontiguousarray(cut), (side, side), interpolation=method)
+        drawn: ImageArray = cv2.resize(
+            np.ascontiguousarray(cut), (side, side), interpolation=method
+        )
+        return drawn
 
     def _scene(self, rng: np.random.Generator) -> CompositePair:
         """One photograph seen twice, by different maps."""
@@ -225,8 +224,9 @@ class PairComposer:
     def _piece(self, rng: np.random.Generator) -> ImageArray:
         """A random smooth piece of a photograph as a cut-out."""
         side = self.config.size
-        noise = cv2.resize(rng.normal(size=(5, 5)).astype(np.float32), (side, side),
-                           interpolation=cv2.INTER_CUBIC)
+        noise = cv2.resize(
+            rng.normal(size=(5, 5)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+        )
         rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
         bump = np.exp(-(rows**2 + columns**2) / 0.08) + 0.12 * noise
         alpha = cv2.GaussianBlur(((bump > 0.5) * 255).astype(np.uint8), (3, 3), 0)
@@ -253,7 +253,9 @@ class PairComposer:
         solid = max(1.0, float((cutout[..., 3] > 127).sum()))
         factor = min(area_side / np.sqrt(solid), 0.95 * side / np.hypot(height, width))
         rows, columns = np.nonzero(cutout[..., 3] > 127)
-        points = np.stack([columns, rows], axis=1).astype(np.float64) if len(rows) else np.zeros((1, 2))
+        points = (
+            np.stack([columns, rows], axis=1).astype(np.float64) if len(rows) else np.zeros((1, 2))
+        )
         turned = warp_points(_similarity(angle, factor, (0.0, 0.0), (0.0, 0.0)), points)
         low, high = turned.min(axis=0), turned.max(axis=0)
         room = np.maximum(side - (high - low), 1.0)
@@ -309,13 +311,20 @@ def _similarity(
     return matrix
 
 
-def _warp(picture: npt.NDArray, matrix: Matrix, side: int, border: object = 0):  # type: ignore[no-untyped-def, type-arg]
-    """Draw a picture under a map of continuous coordinates (OpenCV's have pixel centres at whole numbers)."""
+def _warp(
+    picture: npt.NDArray[Any],
+    matrix: Matrix,
+    side: int,
+    border: tuple[int, ...] | int = 0,
+) -> npt.NDArray[Any]:
+    """Draw a picture under a map of continuous coordinates, onto a square."""
+    # OpenCV counts pixel centres at whole numbers.
     half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
     shifted = half @ matrix @ np.linalg.inv(half)
-    return cv2.warpPerspective(
+    drawn: npt.NDArray[Any] = cv2.warpPerspective(
         picture, shifted, (side, side), flags=cv2.INTER_LINEAR, borderValue=border
     )
+    return drawn
 
 
 def _cells(mask: FloatArray, stride: int) -> FloatArray:
@@ -343,5 +352,6 @@ def _finished(image: ImageArray, rng: np.random.Generator) -> ImageArray:
         image = (image + noise).clip(0, 255).astype(np.uint8)
     if rng.random() < 0.5:
         quality = int(rng.integers(50, 95))
-        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
+        code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        image = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), dtype=np.uint8)
     return image

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchword.backbones.base import Backbone
@@ -97,12 +98,14 @@ class Described:
         tokens: Batch of one, through the layers before the first cross layer.
         frame: Where the picture lies in the network's input.
         image: The picture, uint8 ``[H, W, 3]``, or None.
+        half: ``[1, 3, 8h, 8w]`` the input at half its size, kept where masks are made fine.
     """
 
     features: Tensor
     tokens: ImageTokens
     frame: Frame
     image: ImageArray | None = None
+    half: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ class Segswap:
         )
         # Rows of channels, as scores read them; the backbone leaves planes.
         features = maps[0].flatten(1).T.contiguous()
-        return Described(features, tokens, frame, image)
+        half = F.avg_pool2d(pixels, 2) if self.network.refiner is not None else None
+        return Described(features, tokens, frame, image, half)
 
     @torch.inference_mode()
     def relate(self, first: Described, second: Described) -> tuple[Tensor, Tensor]:
@@ -221,7 +225,7 @@ class Segswap:
         inside0 = self._cells(first, box0)
         found = self._field(first, second, out0, agreed0 * inside0)
         matches, scores = self._list_matches(found)
-        mask0, mask1 = _CONSISTENCY[self.options.consistency](out0 * _third(inside0), out1)
+        mask0, mask1 = self._regions(first, second, out0 * _third(inside0), out1)
         result = MatchResult(
             mask0=self._mask(mask0[0], first),
             mask1=self._mask(mask1[0], second),
@@ -388,6 +392,18 @@ class Segswap:
         order = np.argsort(-scores, kind="stable")[: self.options.max_matches]
         return rows[order].astype(np.float32), scores[order].astype(np.float32)
 
+    def _regions(
+        self, first: Described, second: Described, out0: Tensor, out1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Shared-region maps ``[1, h, w]``, or ``[1, 4h, 4w]`` from a network that refines."""
+        refiner, option = self.network.refiner, self.options.consistency
+        if refiner is None or option != "none" or first.half is None or second.half is None:
+            return _CONSISTENCY[option](out0, out1)
+        return (
+            refiner(first.half, second.half, out0, out1).sigmoid(),
+            refiner(second.half, first.half, out1, out0).sigmoid(),
+        )
+
     def _mask(self, region: Tensor, described: Described) -> FloatArray:
         """Bring ``[h, w]`` to the whole picture's size; 0 outside the part that was seen."""
         frame = described.frame
@@ -398,7 +414,9 @@ class Segswap:
         if image is None:
             return soft.cpu().numpy()
         seen = image[top : top + height, left : left + width]
-        drawn = guided_refine(soft, seen) if self.options.refine else soft.cpu().numpy()
+        # Fine masks have looked at the pixels already.
+        guided = self.options.refine and self.network.refiner is None
+        drawn = guided_refine(soft, seen) if guided else soft.cpu().numpy()
         whole = np.zeros(image.shape[:2], dtype=np.float32)
         whole[top : top + height, left : left + width] = drawn
         return whole
@@ -426,4 +444,7 @@ def _stack(tokens: Sequence[ImageTokens]) -> ImageTokens:
         count = grid[0] * grid[1]
         whole = torch.ones(1, count, dtype=torch.bool, device=tokens[0].tokens.device)
         valid = torch.cat([whole if one.valid is None else one.valid for one in tokens])
-    return ImageTokens(torch.cat([one.tokens for one in tokens]), grid, valid)
+    maps = [one.maps for one in tokens if one.maps is not None]
+    return ImageTokens(
+        torch.cat([one.tokens for one in tokens]), grid, valid, torch.cat(maps) if maps else None
+    )

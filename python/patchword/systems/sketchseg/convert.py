@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,13 +17,14 @@ from patchword.backbones.clip.checkpoint import check_names, read_tensors, strip
 from patchword.backbones.clip.config import infer_config
 from patchword.data.io import printable
 from patchword.errors import CheckpointError
+from patchword.inference.atomic import write_bytes
+from patchword.nn.checkpoint import ConvertReport, read_weights, weights_bytes
 from patchword.systems.sketchseg.config import (
     SketchSegConfig,
     config_from_json,
     config_to_json,
 )
 from patchword.systems.sketchseg.model import SketchSegModel
-from patchword.training.checkpoint import load_weights, save_weights
 
 SYSTEM, KIND = "sketchseg", "clip"
 
@@ -72,11 +75,7 @@ def from_published(state: Mapping[str, Tensor]) -> SketchSegModel:
             f"{_PROMPTS} and {_ADAPTER}*. Give patchword.backbones.clip a plain CLIP instead."
         )
     _check_alias(plain)
-    named = {
-        _own_name(name): tensor
-        for name, tensor in plain.items()
-        if not _UNUSED.fullmatch(name) and not name.startswith(_ALIAS)
-    }
+    named = {_own_name(name): tensor for name, tensor in plain.items() if not _is_unused(name)}
     clip = infer_config(
         {name: t for name, t in plain.items() if ".ca." not in name and name != _PROMPTS}
     )
@@ -108,8 +107,8 @@ def save_model(model: SketchSegModel, path: Path, dtype: torch.dtype = torch.flo
         OutputError: The file cannot be written.
     """
     tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    notes = {"system": SYSTEM, "kind": KIND, "config": config_to_json(model.config)}
-    return save_weights(path, tensors, notes)
+    header = {"kind": KIND, "config": config_to_json(model.config)}
+    return write_bytes(path, weights_bytes(tensors, system=SYSTEM, header=header))
 
 
 def load_model(path: Path) -> SketchSegModel:
@@ -120,7 +119,7 @@ def load_model(path: Path) -> SketchSegModel:
     """
     if "system" not in read_notes(path):
         return from_published(read_tensors(path))
-    tensors, notes = load_weights(path, system=SYSTEM)
+    tensors, notes = read_weights(path, system=SYSTEM)
     if notes.get("kind") != KIND or "config" not in notes:
         raise CheckpointError(
             f"load_model: {printable(path)} must be of kind {KIND!r}, got {notes.get('kind')!r}."
@@ -128,8 +127,33 @@ def load_model(path: Path) -> SketchSegModel:
     return _filled(config_from_json(notes["config"]), tensors, "load_model")
 
 
-def read_notes(path: Path) -> dict[str, str]:
-    """Header of a safetensors file; empty for any other file and for one that has none.
+def convert_file(source: str | Path, target: str | Path) -> ConvertReport:
+    """Turn the published checkpoint into a file that ``load("sketchseg", checkpoint=...)`` reads.
+
+    Args:
+        source: ``.pth`` or ``.safetensors``; opened without running any of it.
+        target: Ends in ``.safetensors``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe or of another network.
+        OutputError: The result cannot be written.
+    """
+    path = Path(source)
+    tensors = read_tensors(path)
+    model = from_published(tensors)
+    ignored = [name for name in strip_prefix(tensors) if _is_unused(name)]
+    return ConvertReport(
+        system=SYSTEM,
+        kind=KIND,
+        source=path,
+        target=save_model(model, Path(target)),
+        tensors=len(tensors) - len(ignored),
+        ignored=tuple(ignored),
+    )
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Header of a file of this library; empty for any other file.
 
     Raises:
         CheckpointError: The file cannot be read.
@@ -138,12 +162,13 @@ def read_notes(path: Path) -> dict[str, str]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+            header = json.loads((file.metadata() or {}).get("patchword", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"load_model: {printable(path)} must be a whole safetensors file, got: {reason}."
         ) from error
+    return header if isinstance(header, dict) else {}
 
 
 def _filled(config: SketchSegConfig, named: Mapping[str, Tensor], where: str) -> SketchSegModel:
@@ -154,6 +179,10 @@ def _filled(config: SketchSegConfig, named: Mapping[str, Tensor], where: str) ->
     own = {name: named[name].reshape(wanted[name].shape).float() for name in wanted}
     model.load_state_dict(own, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _is_unused(name: str) -> bool:
+    return _UNUSED.fullmatch(name) is not None or name.startswith(_ALIAS)
 
 
 def _check_alias(state: Mapping[str, Tensor]) -> None:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,23 @@ from patchword.structures import ImageArray
 from patchword.systems.sketchseg.data import LabelledSketch, read_all_classes, read_labelled
 from patchword.systems.sketchseg.rasters import label_raster
 
-Labeller = Callable[[ImageArray, Sequence[str]], NDArray[np.integer]]
-"""Labels the ink of a sketch: ``[H, W]``, from 1 in the order of the words, 0 where none fits."""
+
+class Segmenter(Protocol):
+    """What is measured, such as a :class:`~.inference.SketchSegmenter`."""
+
+    def segment(self, sketch: ImageArray, texts: Sequence[str]) -> Segmented:
+        """Label the ink of a sketch."""
+        ...
+
+
+class Segmented(Protocol):
+    """Labels ``[H, W]``: places in the list of words, -1 where none fits."""
+
+    @property
+    def labels(self) -> NDArray[np.int16]:
+        """The labels."""
+        ...
+
 
 Vocabulary = Literal["given", "full"]
 
@@ -44,7 +59,7 @@ _VOCABULARIES: dict[Vocabulary, str] = {
 
 def evaluate_sketches(
     data_dir: str | Path,
-    labeller: Labeller,
+    segmenter: Segmenter,
     *,
     vocabulary: Vocabulary = "given",
     limit: int | None = None,
@@ -55,7 +70,7 @@ def evaluate_sketches(
 
     Args:
         data_dir: Folder with ``vector_sketches``, ``classes`` and ``all_classes.json``.
-        labeller: What is measured.
+        segmenter: What is measured.
         vocabulary: ``"given"`` or ``"full"``.
         limit: Only so many sketches, the first by name.
         compat: Read and draw strokes as the published code does, see :mod:`.data` and
@@ -87,7 +102,7 @@ def evaluate_sketches(
                 record=sketch.key,
             )
         words = sketch.categories() if vocabulary == "given" else names
-        item, counts = _measure(sketch, labeller, words, index, compat)
+        item, counts = _measure(sketch, segmenter, words, index, compat)
         items.append(item)
         confusion += counts
     means = {
@@ -104,7 +119,7 @@ def evaluate_sketches(
 
 def _measure(
     sketch: LabelledSketch,
-    labeller: Labeller,
+    segmenter: Segmenter,
     words: Sequence[str],
     index: dict[str, int],
     compat: bool,
@@ -114,7 +129,8 @@ def _measure(
     truth = label_raster(rasters, numbers)
     picture = np.where(truth[..., None] > 0, np.uint8(0), np.uint8(255)).repeat(3, axis=2)
     places = np.array([0, *(index[word] for word in words)])
-    given = np.where(truth > 0, places[labeller(picture, words)], 0)
+    labels = segmenter.segment(picture, words).labels.astype(np.int64)
+    given = np.where(truth > 0, places[labels + 1], 0)
     votes = region_votes(given, rasters)
     item: Record = {
         "name": sketch.key,

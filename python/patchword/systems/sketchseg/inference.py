@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchword import ops
-from patchword.data.io import read_image
+from patchword.data.sketches import read_sketch
 from patchword.errors import CheckpointError, OptionError
-from patchword.structures import FloatArray, ImageArray
+from patchword.structures import FloatArray, ImageArray, LocateResult
 from patchword.systems.sketchseg.encoder import SegmentOptions, SketchEncoder, SketchFeatures
 from patchword.systems.sketchseg.ink import InkMask, check_sketch, ink_mask
 from patchword.systems.sketchseg.scores import minmax, scores_at
 
 MAX_CATEGORIES = 2000
 """Most categories in one request; each costs 85 sentences when it is met first."""
+
+# Tells ink from paper in a heat map, whatever its score.
+_LEAST_HEAT = 1e-6
 
 SketchLabels = NDArray[np.int16]
 
@@ -144,7 +147,10 @@ class SketchSegmenter:
         return Categories(names, self.encoder.encode_text(names))
 
     def extract(self, image: Any) -> EncodedSketch:
-        """Encode one sketch (path, PIL picture, array or tensor), to be asked many times.
+        """Encode one sketch, to be asked many times.
+
+        Args:
+            image: Path of a picture, SVG or ndjson file, PIL picture, array or tensor.
 
         Raises:
             DatasetError: It cannot be read, is blank, or does not look like a sketch.
@@ -153,7 +159,7 @@ class SketchSegmenter:
 
     def extract_all(self, images: Sequence[Any]) -> list[EncodedSketch]:
         """Encode several sketches, several in one pass; see :meth:`extract`."""
-        pictures = [read_image(image) for image in images]
+        pictures = [read_sketch(image) for image in images]
         inks = [ink_mask(one, self.options.ink, self.options.ink_level) for one in pictures]
         if not self.any_picture:
             for picture, ink in zip(pictures, inks, strict=True):
@@ -166,7 +172,7 @@ class SketchSegmenter:
         """Label the ink of a sketch.
 
         Args:
-            sketch: Path, PIL picture, array, tensor, or the answer of :meth:`extract`.
+            sketch: As :meth:`extract`, or its answer.
             texts: Category names, or the answer of :meth:`encode_texts`.
 
         Returns:
@@ -195,6 +201,27 @@ class SketchSegmenter:
             return result
         kept = np.where(result.scores >= self.options.threshold, labels, np.int16(-1))
         return replace(result, labels=kept)
+
+    def locate(self, image: Any, texts: Sequence[str] | Categories) -> LocateResult:
+        """The same as heat maps on the ink, for what takes the answers of a ``Localizer``.
+
+        Args:
+            image: As :meth:`segment`.
+            texts: As :meth:`segment`; each costs a map of the sketch's size.
+
+        Returns:
+            Heat is the score cut to [0, 1], at least 1e-6 on ink and 0 on paper.
+        """
+        result = self.segment(image, texts)
+        heat = np.stack([result.category_scores(k) for k in range(len(result.texts))])
+        heat = np.where(result.ink, heat.clip(_LEAST_HEAT, 1), 0).astype(np.float32)
+        return LocateResult(
+            texts=result.texts,
+            heatmaps=heat,
+            labels=result.labels.astype(np.int64),
+            scores=heat.reshape(len(heat), -1).max(axis=1),
+            image=result.image,
+        )
 
 
 def _labels(maps: Tensor, ink: InkMask, mode: Literal["bilinear", "bicubic"]) -> Tensor:
@@ -262,7 +289,8 @@ def load(
     if path is not None and not path.is_file():
         raise CheckpointError(f"load: checkpoint must be a file, got {str(checkpoint)!r}.")
     encoder: SketchEncoder
-    if path is None or read_notes(path).get("kind") == "small":
+    notes = {} if path is None else read_notes(path)
+    if path is None or notes.get("kind") == "small":
         from patchword.systems.sketchseg.small_encoder import load_small
 
         if encoder_options:
@@ -274,5 +302,7 @@ def load(
     else:
         from patchword.systems.sketchseg.clip_encoder import ClipSketchEncoder
 
-        encoder = ClipSketchEncoder(load_model(path), device=device, **encoder_options)
+        # Weights trained here say how their features were compared.
+        chosen = {**({"norm": notes["norm"]} if "norm" in notes else {}), **encoder_options}
+        encoder = ClipSketchEncoder(load_model(path), device=device, **chosen)
     return SketchSegmenter(encoder, options, any_picture=any_picture)

@@ -188,8 +188,9 @@ class PublishedTask(Task):
                 f"{config.threshold_gradient!r}."
             )
         self.config = config
-        torch.manual_seed(loop.seed)
-        self.model = _start(config)
+        with torch.random.fork_rng():
+            torch.manual_seed(loop.seed)
+            self.model = _start(config)
         self._freeze()
         self.threshold = MaskThreshold(
             config.initial_threshold,
@@ -241,7 +242,7 @@ class PublishedTask(Task):
             groups.append({"params": own, "lr": self.config.threshold_lr, "weight_decay": 0.0})
         return groups
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, Any]:
         """What the network's own loader asks of the header."""
         return {
             "kind": KIND,

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from patchword.backbones.base import input_size
 from patchword.data.io import printable
 from patchword.errors import CheckpointError, OptionError
+from patchword.inference.atomic import write_bytes
+from patchword.nn.checkpoint import read_weights, weights_bytes
 from patchword.structures import ImageArray
 from patchword.systems.sketchseg.encoder import SegmentOptions, SketchFeatures
 from patchword.systems.sketchseg.small import (
@@ -23,7 +25,6 @@ from patchword.systems.sketchseg.small import (
     average_templates,
 )
 from patchword.systems.sketchseg.small_data import network_ink
-from patchword.training.checkpoint import load_weights, save_weights
 
 SYSTEM, KIND = "sketchseg", "small"
 INPUT_SIDE = 224
@@ -128,17 +129,17 @@ def load_small(
         CheckpointError: The file is missing, damaged or of something else.
     """
     path = default_weights() if checkpoint is None else Path(checkpoint)
-    state, header = load_weights(path, system=SYSTEM)
+    state, header = read_weights(path, system=SYSTEM)
     if header.get("kind") != KIND:
         raise CheckpointError(
             f"load_small: {printable(path)} must be weights of the small network, got kind "
             f"{header.get('kind')!r}."
         )
     try:
-        config = SmallConfig(**json.loads(header["config"]))
-        words, templates = json.loads(header["words"]), json.loads(header["templates"])
+        config = SmallConfig(**header["config"])
+        words, templates = header["words"], header["templates"]
         network = SmallSketchNet(config=config).eval()
-        if header.get("folded") == "yes":
+        if header.get("folded"):
             network.fold()
         vectors = state.pop(_VOCABULARY, None)
         network.load_state_dict({name: one.float() for name, one in state.items()}, strict=True)
@@ -153,13 +154,13 @@ def load_small(
     return SmallEncoder(network, vocabulary, templates, device=device)
 
 
-def save_small(encoder: SmallEncoder, path: Path, metadata: Mapping[str, str]) -> Path:
+def save_small(encoder: SmallEncoder, path: Path, metadata: Mapping[str, Any]) -> Path:
     """Write a network in half precision, norms folded, as the shipped file is.
 
     Args:
         encoder: What to write, with its vocabulary.
         path: The file.
-        metadata: More of the header, such as data and licence.
+        metadata: More of the header, JSON-ready, such as data and licence.
 
     Raises:
         OutputError: It cannot be written.
@@ -167,18 +168,19 @@ def save_small(encoder: SmallEncoder, path: Path, metadata: Mapping[str, str]) -
     state = {name: one.to(_HALF) for name, one in encoder.network.state_dict().items()}
     state[_VOCABULARY] = torch.stack(list(encoder.vocabulary.values())).to(_HALF)
     header = small_header(encoder.network.config, list(encoder.vocabulary), encoder.templates)
-    return save_weights(path, state, {**metadata, **header, "system": SYSTEM, "folded": "yes"})
+    content = weights_bytes(state, system=SYSTEM, header={**metadata, **header, "folded": True})
+    return write_bytes(path, content)
 
 
 def small_header(
     config: SmallConfig, words: Sequence[str], templates: Sequence[str]
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What a weights file says about the network in it."""
     return {
         "kind": KIND,
-        "config": json.dumps(vars(config)),
-        "words": json.dumps(list(words)),
-        "templates": json.dumps(list(templates)),
+        "config": dict(vars(config)),
+        "words": list(words),
+        "templates": list(templates),
     }
 
 

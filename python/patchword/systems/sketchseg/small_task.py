@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from patchword.data.io import printable
 from patchword.data.strokes import render_strokes
-from patchword.errors import ConfigError
+from patchword.errors import CheckpointError, ConfigError
 from patchword.metrics.label_maps import mean_iou, pixel_accuracy
+from patchword.nn.checkpoint import read_weights
 from patchword.systems.sketchseg.compose import (
     CANVAS,
     DrawingLibrary,
@@ -63,12 +66,15 @@ class SmallTask(Task):
         )
         self.words = self.library.words()
         self.sentences = encode_templates(self.words, config.templates)
-        self.model = SmallSketchNet(
-            load_efficientnet_lite0(fold=False), frozen_blocks=config.frozen_blocks
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(loop.seed)
+            self.model = SmallSketchNet(
+                load_efficientnet_lite0(fold=False), frozen_blocks=config.frozen_blocks
+            )
         for name, parameter in self.model.named_parameters():
-            if not name.startswith(self._frozen_names()):
-                parameter.requires_grad_(True)
+            parameter.requires_grad_(not name.startswith(self._frozen_names()))
+        if config.start:
+            start_from(self.model, Path(config.start))
 
     def dataset(self) -> ComposedScenes:
         """Composed scenes without end."""
@@ -123,7 +129,7 @@ class SmallTask(Task):
             return {}
         return {"pixel_accuracy": float(np.mean(accuracies)), "miou": float(np.mean(ious))}
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, Any]:
         """What the weights file says about itself."""
         return small_header(self.model.config, self.words, self.config.templates)
 
@@ -155,7 +161,23 @@ class SmallTask(Task):
 
     def _frozen_names(self) -> tuple[str, ...]:
         count = self.config.frozen_blocks
-        return ("stem.", *(f"blocks.{i}." for i in range(count))) if count else ()
+        return ("stem.", *(f"blocks.{index}." for index in range(count))) if count else ()
+
+
+def start_from(model: SmallSketchNet, path: Path) -> None:
+    """Fill a model with the weights of an earlier run.
+
+    Raises:
+        CheckpointError: The file is damaged or holds weights of another network.
+    """
+    state, _ = read_weights(path, system=SYSTEM)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"train: small.start must be an unfolded small network, got {printable(path)}: "
+            f"{str(error).splitlines()[0]}."
+        ) from error
 
 
 def split_library(

@@ -17,6 +17,8 @@ class SmallTrainConfig:
 
     Attributes:
         drawings: File of Quick, Draw! records.
+        start: ``model.safetensors`` of an earlier run to go on from; empty for the pretrained
+            blocks and fresh weights.
         held_out: Share of each class's drawings, last by key, that training never sees.
         validation: Drawings of each class, last of the rest, that only validation sees.
         validation_scenes: Scenes of a validation; 0 for none.
@@ -31,6 +33,7 @@ class SmallTrainConfig:
     """
 
     drawings: str = ""
+    start: str = ""
     held_out: float = 1 / 3
     validation: int = 1
     validation_scenes: int = 100
