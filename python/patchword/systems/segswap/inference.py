@@ -28,7 +28,7 @@ from patchword.systems.segswap import cycles, retrieval
 from patchword.systems.segswap.config import PreprocessConfig
 from patchword.systems.segswap.frames import PATCH, Frame, plan_frame, to_input
 from patchword.systems.segswap.model import SegSwapNetwork
-from patchword.systems.segswap.options import CONSISTENCY, SegswapOptions
+from patchword.systems.segswap.options import CONSISTENCY, SegswapOptions, default_options
 
 if TYPE_CHECKING:
     from patchword.systems.segswap.discovery import Discovery, DiscoveryOptions
@@ -87,7 +87,7 @@ class Segswap:
 
         Args:
             network: In evaluation mode.
-            options: See :class:`SegswapOptions`.
+            options: See :class:`SegswapOptions`; None for :func:`default_options`.
             preprocess: How pictures are resized; None for what the weights were made for.
 
         Raises:
@@ -97,7 +97,7 @@ class Segswap:
             raise OptionError("Segswap: network must have a backbone, got features only.")
         self.network = network.eval()
         self.backbone: Backbone = network.backbone
-        self.options = options if options is not None else SegswapOptions()
+        self.options = options if options is not None else default_options(network)
         self.preprocess = preprocess if preprocess is not None else network.config.preprocess
 
     @torch.inference_mode()
@@ -176,7 +176,9 @@ class Segswap:
             mask1=self._mask(mask1[0], second),
             matches=matches,
             match_scores=scores,
-            score=self._pair_score(agreed0 * inside0, agreed1),
+            score=self._pair_score(out0[:, 2] * inside0, out1[:, 2])
+            if self.options.score_consistency == "none"
+            else self._pair_score(agreed0 * inside0, agreed1),
             image0=first.image,
             image1=second.image,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchword.errors import OptionError
 from patchword.systems.segswap import cycles, retrieval
+from patchword.systems.segswap.model import SegSwapNetwork
 
 CONSISTENCY: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "none": cycles.raw_masks,
@@ -32,6 +33,7 @@ class SegswapOptions:
         min_match: Least agreement of both masks for a cell to be listed as a match.
         max_matches: Longest list of matches.
         score_cells: Share of the cells, the surest ones, that a pair's score is the mean of.
+        score_consistency: Which masks that is: ``"pair"`` or ``"none"`` as for ``consistency``.
         batch: Pairs, or pictures to describe, in one call of the network.
         box_share: A query box is enlarged until its longest side is this share of the input's.
     """
@@ -42,6 +44,7 @@ class SegswapOptions:
     min_match: float = 0.25
     max_matches: int = 1000
     score_cells: float = 0.01
+    score_consistency: Literal["none", "pair"] = "pair"
     batch: int = 32
     box_share: float = 0.25
 
@@ -61,6 +64,13 @@ class SegswapOptions:
                 "SegswapOptions: batch must be at least 1, score_cells and box_share in (0, 1], "
                 f"got {self.batch}, {self.score_cells:g} and {self.box_share:g}."
             )
+
+
+def default_options(network: SegSwapNetwork) -> SegswapOptions:
+    """Options that suit a network: those that refine masks were tuned on their own masks."""
+    if network.refiner is None:
+        return SegswapOptions()
+    return SegswapOptions(score_consistency="none", score_cells=0.0055)
 
 
 def published_options(**changes: Any) -> SegswapOptions:
