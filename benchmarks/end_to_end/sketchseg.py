@@ -115,8 +115,7 @@ def segment(inputs: Inputs, backend: str) -> Run:
 
     def run() -> list[np.ndarray[Any, Any]]:
         with use_backend(backend):
-            encoded = segmenter.extract_all(inputs["images"])
-            return [segmenter.segment(one, categories).labels for one in encoded]
+            return [one.labels for one in segmenter.segment_each(inputs["images"], categories)]
 
     return run
 

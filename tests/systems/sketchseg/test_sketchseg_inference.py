@@ -89,6 +89,14 @@ def test_a_sketch_is_encoded_once_for_any_words():
     assert second.maps.shape == (3, 7, 7)
 
 
+def test_many_sketches_are_labelled_in_order():
+    segmenter = SketchSegmenter(FakeEncoder())
+    sketches = [sketch(60 + i, 80) for i in range(6)]
+    results = list(segmenter.segment_each(sketches, ["a", "b"]))
+    assert [one.labels.shape[0] for one in results] == [60 + i for i in range(6)]
+    assert (results[5].labels == segmenter.segment(sketches[5], ["a", "b"]).labels).all()
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(33, 50), (5, 4), (7, 7)])
 def test_scores_equal_interpolation(mode, size):

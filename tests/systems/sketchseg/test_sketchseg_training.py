@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both recipes run through the shared loop: exact resume, overfitting, published switches."""
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sketch_drawings import toy_library, write_ndjson
 from sketch_models import TINY
 
@@ -24,6 +26,23 @@ from patchword.training import (
     fit,
     load_config,
 )
+
+
+def fake_sentences(words, templates):
+    """Unit vectors that follow from the sentence, in place of the sentence encoder's."""
+    vectors = []
+    for template in templates:
+        for word in words:
+            seed = zlib.crc32(template.format(word).encode())
+            vectors.append(torch.randn(384, generator=torch.Generator().manual_seed(seed)))
+    return F.normalize(torch.stack(vectors), dim=1).reshape(len(templates), len(words), 384)
+
+
+@pytest.fixture
+def no_encoder(monkeypatch):
+    monkeypatch.setattr("patchword.systems.sketchseg.small_task.encode_templates", fake_sentences)
+    name = "patchword.systems.sketchseg.small_encoder.encode_templates"
+    monkeypatch.setattr(name, fake_sentences)
 
 
 def training(steps, **loop):
@@ -205,6 +224,7 @@ def test_published_faults_change_the_losses(captioned, options):
         assert other["total"] != corrected["total"]
 
 
+@pytest.mark.usefixtures("no_encoder")
 def test_small_training_resumes_exactly_and_loads(drawings, tmp_path):
     config = small(drawings, 4)
     whole = run(config, tmp_path / "whole")
@@ -238,6 +258,7 @@ def test_small_training_resumes_exactly_and_loads(drawings, tmp_path):
         create_task(small(drawings, 2, start=str(tmp_path / "half.safetensors")))
 
 
+@pytest.mark.usefixtures("no_encoder")
 def test_small_training_keeps_the_first_blocks(drawings):
     config = small(drawings, 2)
     task = create_task(config)
@@ -251,6 +272,7 @@ def test_small_training_keeps_the_first_blocks(drawings):
     assert {"text.weight", "out.weight", "blocks.3.expand.conv.weight"} <= moved
 
 
+@pytest.mark.usefixtures("no_encoder")
 def test_samples_follow_from_seed_and_draw(drawings):
     data = create_task(small(drawings, 2)).dataset()
     one, again = data[SampleKey(3, 7)], data[SampleKey(0, 7)]
@@ -259,14 +281,17 @@ def test_samples_follow_from_seed_and_draw(drawings):
     assert not torch.equal(one.points, data[SampleKey(3, 6)].points)
     assert one.ink.shape == data[SampleKey(0, 6)].ink.shape
     # Every point lies on ink.
-    at = torch.nn.functional.grid_sample(
-        one.ink[None], one.points[None, None], mode="nearest", align_corners=False
-    )
+    at = F.grid_sample(one.ink[None], one.points[None, None], mode="nearest", align_corners=False)
     assert at.min() > 0
 
 
 def test_shipped_configurations_load():
-    recipes = {"default": "small", "default_finish": "small", "paper": "paper", "published": "paper"}
+    recipes = {
+        "default": "small",
+        "default_finish": "small",
+        "paper": "paper",
+        "published": "paper",
+    }
     for name, recipe in recipes.items():
         assert load_config(TrainConfig, system="sketchseg", source=name).recipe == recipe
     published = load_config(TrainConfig, system="sketchseg", source="published").paper

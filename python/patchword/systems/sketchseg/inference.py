@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,9 @@ from patchword.systems.sketchseg.scores import minmax, scores_at
 
 MAX_CATEGORIES = 2000
 """Most categories in one request; each costs 85 sentences when it is met first."""
+
+# Sketches read and encoded together when there are many.
+_TOGETHER = 4
 
 # Tells ink from paper in a heat map, whatever its score.
 _LEAST_HEAT = 1e-6
@@ -201,6 +204,18 @@ class SketchSegmenter:
             return result
         kept = np.where(result.scores >= self.options.threshold, labels, np.int16(-1))
         return replace(result, labels=kept)
+
+    def segment_each(
+        self, sketches: Sequence[Any], texts: Sequence[str] | Categories
+    ) -> Iterator[SketchResult]:
+        """Label sketches in order, a few encoded in one pass, no more than those held at once.
+
+        Arguments and errors are those of :meth:`segment`.
+        """
+        categories = texts if isinstance(texts, Categories) else self.encode_texts(texts)
+        for start in range(0, len(sketches), _TOGETHER):
+            for one in self.extract_all(sketches[start : start + _TOGETHER]):
+                yield self.segment(one, categories)
 
     def locate(self, image: Any, texts: Sequence[str] | Categories) -> LocateResult:
         """The same as heat maps on the ink, for what takes the answers of a ``Localizer``.
