@@ -182,7 +182,30 @@ class Segswap:
             image0=first.image,
             image1=second.image,
         )
+        if box0 is None and first.image is not None and second.image is not None:
+            result = self._look_again(result)
         return result, found
+
+    def _look_again(self, result: MatchResult) -> MatchResult:
+        """Average masks and score with those of the other input sizes."""
+        results = [result]
+        for share in self.options.looks:
+            multiple = self.backbone.multiple
+            height, width = (
+                max(1, round(side * share / multiple)) * multiple for side in self.preprocess.size
+            )
+            smaller = Segswap(
+                self.network,
+                options=replace(self.options, looks=()),
+                preprocess=replace(self.preprocess, size=(height, width)),
+            )
+            results.append(smaller.match(result.image0, result.image1))
+        return replace(
+            result,
+            mask0=np.mean([one.mask0 for one in results], axis=0, dtype=np.float32),
+            mask1=np.mean([one.mask1 for one in results], axis=0, dtype=np.float32),
+            score=float(np.mean([one.score for one in results])),
+        )
 
     @torch.inference_mode()
     def score(self, query: Described, gallery: Sequence[Described], cells: Tensor) -> FloatArray:

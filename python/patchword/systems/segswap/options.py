@@ -34,6 +34,7 @@ class SegswapOptions:
         max_matches: Longest list of matches.
         score_cells: Share of the cells, the surest ones, that a pair's score is the mean of.
         score_consistency: Which masks that is: ``"pair"`` or ``"none"`` as for ``consistency``.
+        looks: Further input sizes, as shares of the first, whose masks and score are averaged in.
         batch: Pairs, or pictures to describe, in one call of the network.
         box_share: A query box is enlarged until its longest side is this share of the input's.
     """
@@ -45,6 +46,7 @@ class SegswapOptions:
     max_matches: int = 1000
     score_cells: float = 0.01
     score_consistency: Literal["none", "pair"] = "pair"
+    looks: tuple[float, ...] = ()
     batch: int = 32
     box_share: float = 0.25
 
@@ -70,7 +72,7 @@ def default_options(network: SegSwapNetwork) -> SegswapOptions:
     """Options that suit a network: those that refine masks were tuned on their own masks."""
     if network.refiner is None:
         return SegswapOptions()
-    return SegswapOptions(score_consistency="none", score_cells=0.0055)
+    return SegswapOptions(score_consistency="none", score_cells=0.0055, looks=(0.75,))
 
 
 def published_options(**changes: Any) -> SegswapOptions:
