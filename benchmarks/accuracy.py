@@ -268,6 +268,47 @@ class SampleGate:
         return Verdict(_most(error.flatten()), TAP_TOLERANCE["bilinear"])
 
 
+class ScoreGate:
+    """Match scores [B] with the published rounding, against sums worked out in float64."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        """Compute the oracle candidate by candidate."""
+        height, width = inputs["grid"]
+        points, weights = inputs["points01"].double(), inputs["weights0"].double()
+        corner = points * torch.tensor([width, height]) - 0.5
+        seen = torch.zeros_like(weights)
+        for down in (0, 1):
+            for right in (0, 1):
+                cell = corner.floor() + torch.tensor([right, down])
+                share = (1 - (corner - cell).abs()).prod(-1)
+                inside = ((cell >= 0) & (cell < torch.tensor([width, height]))).all(-1)
+                x, y = cell[..., 0].clamp(0, width - 1), cell[..., 1].clamp(0, height - 1)
+                values = inputs["mask1"].double().flatten(1).gather(1, (y * width + x).long())
+                seen += torch.where(inside, share * values, 0.0)
+        # The cells are part of the definition in float32.
+        column = (inputs["points01"][..., 0] * (width - 1)).round().long()
+        row = (inputs["points01"][..., 1] * (height - 1)).round().long()
+        first, scores, weighed = inputs["features0"].double(), [], []
+        for b, cells in enumerate(row * width + column):
+            like = (first * inputs["features1"][b, cells].double()).sum(1)
+            values = (weights[b] * seen[b] * like).clamp(min=0)
+            best = torch.zeros(height * width, dtype=torch.float64)
+            scores.append(best.scatter_reduce(0, cells, values, "amax").sum())
+            weighed.append((weights[b] * seen[b]).abs().sum())
+        self._oracle, self._scale = torch.stack(scores), torch.stack(weighed)
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge scores of unit features; half inputs are read exactly, so one bound holds."""
+        if part == "other":
+            return None
+        result = as_tensor(output).double()
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), DOT_TOLERANCE, result.numel())
+        # A bilinear weight adds its own rounding to that of the product.
+        tolerance = DOT_TOLERANCE + TAP_TOLERANCE["bilinear"]
+        return Verdict(_most((result - self._oracle).abs() / self._scale), tolerance)
+
+
 class RefinementGate:
     """Refined masks [B,C,h,w]: the error of a step is at most 2e-6 of the largest value."""
 
@@ -304,3 +345,65 @@ class RefinementGate:
             return Verdict(float("inf"), self._tolerance, result.numel())
         error = (result - self._oracle).abs() / self._largest
         return Verdict(_most(error.flatten()), self._tolerance)
+
+
+class PoolGate:
+    """Top and bottom means [B,C], or their gradient: 4e-6 of the largest value that occurs."""
+
+    def __init__(self, maps: Tensor, k_max: int, k_min: int, gradient: bool) -> None:
+        """Sort in float64; random maps have no ties, so the gradient is unique."""
+        cells = maps.double().flatten(2)
+        order = cells.argsort(dim=-1, descending=True)
+        shares = torch.zeros_like(cells).scatter_(-1, order[..., :k_max], 1.0 / k_max)
+        if k_min:
+            last = order[..., -k_min:]
+            shares.scatter_add_(-1, last, torch.full_like(last, 1.0 / k_min, dtype=shares.dtype))
+        self._oracle = shares.reshape(maps.shape) if gradient else (shares * cells).sum(-1)
+        self._largest = 1.0 if gradient else cells.abs().max()
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the means or the gradient."""
+        result = as_tensor(output).double()
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), 4e-6, result.numel())
+        return Verdict(_most(((result - self._oracle).abs() / self._largest).flatten()), 4e-6)
+
+
+class CountsGate:
+    """Joint counts [C,C] of two label maps: exact."""
+
+    def __init__(self, prediction: Tensor, target: Tensor, classes: int) -> None:
+        """Count pair by pair."""
+        pairs = [
+            [int(((target == t) & (prediction == p)).sum()) for p in range(classes)]
+            for t in range(classes)
+        ]
+        self._oracle = torch.tensor(pairs)
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the counts."""
+        result = as_tensor(output)
+        if result.shape != self._oracle.shape:
+            return Verdict(0.0, 0.0, result.numel())
+        return Verdict(0.0, 0.0, int((result != self._oracle).sum()))
+
+
+class HeatGate:
+    """Heat maps [B,T,h,w] of folded texts: the dot tolerance of two products in a row."""
+
+    def __init__(self, maps: Tensor, text: Tensor, projection: Tensor, top: int) -> None:
+        """Fold and multiply in float64."""
+        values, places = text.double().topk(top, dim=-1)
+        weights = torch.zeros_like(text, dtype=torch.float64).scatter_(-1, places, values.abs())
+        folded = weights @ projection.double()
+        self._oracle = torch.einsum("td,bdhw->bthw", folded, maps.double())
+        lengths = maps.double().norm(dim=1, keepdim=True)
+        self._norms = lengths * folded.norm(dim=-1)[None, :, None, None]
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge the maps, which come first."""
+        result = as_tensor(output[0]).double()
+        if result.shape != self._oracle.shape:
+            return Verdict(float("inf"), 2 * DOT_TOLERANCE, result.numel())
+        error = (result - self._oracle).abs() / self._norms
+        return Verdict(_most(error.flatten()), 2 * DOT_TOLERANCE)

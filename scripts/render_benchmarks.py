@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import chart, result, tables  # noqa: E402
+from benchmarks import chart, result, roofline, tables  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -148,7 +148,9 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
             for probe in data["probes"]
         ],
     )
-    lines += ["", f"![Ratios of every peer]({image})", "", "### Targets", ""]
+    under = image.replace(".png", "--roofline.png")
+    lines += ["", f"![Ratios of every peer]({image})", ""]
+    lines += [f"![Speed under the measured ceilings]({under})", "", "### Targets", ""]
     lines += _summary(data["rows"])
     lines += ["### Where we lose", "", *_losses(data["losses"])]
     if missing := _missing(data["rows"]):
@@ -223,7 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for page, text in wanted.items():
         page.write_text(text, encoding="utf-8")
     for path in paths:
-        chart.draw(result.load(path), CHARTS / f"{path.parent.name}--{path.stem}.png")
+        name = f"{path.parent.name}--{path.stem}"
+        chart.draw(result.load(path), CHARTS / f"{name}.png")
+        roofline.draw(result.load(path), CHARTS / f"{name}--roofline.png")
     print(f"wrote {PAGE.relative_to(ROOT)} from {len(paths)} result file(s)")
     return 0
 

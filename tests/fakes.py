@@ -105,12 +105,14 @@ def modules() -> dict[str, ModuleType]:
     """Build stand-in modules by the names under which the command line imports them."""
     matching = ModuleType("patchword.matching")
     matching.Matcher = FakeMatcher
+    joint = ModuleType("patchword.systems.segswap.joint")
+    joint.create_matcher = lambda model, **options: FakeMatcher(**options)
     localization = ModuleType("patchword.localization")
     localization.Localizer = FakeLocalizer
     evaluation = ModuleType("patchword.evaluation")
     evaluation.evaluate_match = lambda data, **_: FakeReport({"ap": 0.5, "nn_easy": 0.9})
     evaluation.evaluate_locate = lambda data, **_: FakeReport({"pointing": 0.75})
-    return {module.__name__: module for module in (matching, localization, evaluation)}
+    return {module.__name__: module for module in (matching, joint, localization, evaluation)}
 
 
 def install() -> None:

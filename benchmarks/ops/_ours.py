@@ -28,20 +28,21 @@ def find_op(name: str) -> Callable[..., Any]:
     return function
 
 
-def _bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
+def bind(name: str, backend: str, *arguments: Any, **options: Any) -> Run:
+    """Return the call of ``patchword.ops.<name>`` on a backend."""
     return partial(find_op(name), *arguments, backend=backend, **options)
 
 
 def mutual(inputs: Inputs, backend: str) -> Run:
     """Mutual nearest neighbours, both directions in one pass, with the default metric."""
     sets = inputs["descriptors0"], inputs["descriptors1"]
-    return _bind("mutual_nearest_neighbors", backend, *sets)
+    return bind("mutual_nearest_neighbors", backend, *sets)
 
 
 def mutual_dot(inputs: Inputs, backend: str) -> Run:
     """Mutual nearest neighbours of rows taken as they are."""
     sets = inputs["descriptors0"], inputs["descriptors1"]
-    return _bind("mutual_nearest_neighbors", backend, *sets, metric="dot")
+    return bind("mutual_nearest_neighbors", backend, *sets, metric="dot")
 
 
 def softmax_map(inputs: Inputs, backend: str) -> Run:
@@ -56,19 +57,19 @@ def softmax_map_unpacked(inputs: Inputs, backend: str) -> Run:
     """Similarity maps with queries packed in every call."""
     arguments = inputs["patches"], inputs["queries"]
     options = {"scale": inputs["scale"], "output": "softmax", "channels_last": True}
-    return _bind("patch_similarity", backend, *arguments, **options)
+    return bind("patch_similarity", backend, *arguments, **options)
 
 
 def labels(inputs: Inputs, backend: str) -> Run:
     """Labels of upsampled logits."""
     arguments = inputs["logits"], inputs["size"]
-    return _bind("mask_upsample", backend, *arguments, mode=inputs["mode"], output="labels")
+    return bind("mask_upsample", backend, *arguments, mode=inputs["mode"], output="labels")
 
 
 def masks(inputs: Inputs, backend: str) -> Run:
     """Thresholded upsampled logits."""
     arguments = inputs["logits"], inputs["size"]
-    return _bind(
+    return bind(
         "mask_upsample", backend, *arguments, mode=inputs["mode"], output="binary", threshold=0.5
     )
 
@@ -76,10 +77,48 @@ def masks(inputs: Inputs, backend: str) -> Run:
 def sample(inputs: Inputs, backend: str) -> Run:
     """Features sampled at points."""
     arguments = inputs["features"], inputs["points"]
-    return _bind("sample_features", backend, *arguments, stride=inputs["stride"])
+    return bind("sample_features", backend, *arguments, stride=inputs["stride"])
+
+
+def score(inputs: Inputs, backend: str) -> Run:
+    """Match scores under the published rounding, which the peers follow too."""
+    names = ("features0", "features1", "points01", "weights0", "mask1")
+    arguments = tuple(inputs[name] for name in names)
+    return bind("match_score", backend, *arguments, grid=inputs["grid"], rounding="published")
 
 
 def refine_masks(inputs: Inputs, backend: str) -> Run:
     """Masks refined along the edges of their picture."""
     arguments = (inputs[name] for name in ("image", "masks", "dilations", "iterations"))
-    return _bind("pamr", backend, *arguments)
+    return bind("pamr", backend, *arguments)
+
+
+def pool(inputs: Inputs, backend: str) -> Run:
+    """Top and bottom means."""
+    return bind("weldon_pool", backend, inputs["maps"], inputs["k_max"], inputs["k_min"])
+
+
+def pool_gradient(inputs: Inputs, backend: str) -> Run:
+    """Top and bottom means and the gradient of their sum."""
+    import torch
+
+    function = find_op("weldon_pool")
+
+    def run() -> Any:
+        leaf = inputs["maps"].detach().requires_grad_()
+        pooled = function(leaf, inputs["k_max"], inputs["k_min"], backend=backend)
+        return torch.autograd.grad(pooled.sum(), leaf)[0]
+
+    return run
+
+
+def count_pairs(inputs: Inputs, backend: str) -> Run:
+    """Joint counts of two label maps."""
+    arguments = inputs["prediction"], inputs["target"], inputs["classes"]
+    return bind("confusion_counts", backend, *arguments)
+
+
+def fold_and_locate(inputs: Inputs, backend: str) -> Run:
+    """Folded texts, their heat maps, locations and masks."""
+    arguments = (inputs[name] for name in ("maps", "text", "projection", "top"))
+    return bind("folded_heatmap", backend, *arguments, threshold=inputs["threshold"])

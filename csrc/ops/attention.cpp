@@ -140,9 +140,8 @@ int64_t backward(int device, uintptr_t stream, int threads, uintptr_t workspace,
     q.streams[i] = read_grad_stream(PyTuple_GET_ITEM(gradients.ptr(), i));
   }
   if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  const int64_t needed = device == kCuda
-                             ? cuda_workspace("pw_cuda_attention_backward_workspace", q)
-                             : attention_table().backward_workspace(q, threads);
+  const int64_t needed = device == kCuda ? cuda_workspace("pw_cuda_attention_backward_workspace", q)
+                                         : attention_table().backward_workspace(q, threads);
   if (needed > workspace_bytes) return needed;
   if (device == kCuda) {
     call_cuda("pw_cuda_attention_backward", &q, stream);

@@ -36,10 +36,9 @@ RetrievalRanksParams make_params(uintptr_t queries, uintptr_t gallery, uintptr_t
 // Returns 0 when the work is done, else the bytes of workspace to come back with.
 int64_t from_embeddings(int device, uintptr_t stream, int threads, uintptr_t queries,
                         uintptr_t gallery, uintptr_t truth, uintptr_t ranks0, uintptr_t ranks1,
-                        uintptr_t workspace, int64_t workspace_bytes, int64_t rows,
-                        int64_t columns, int64_t dim, int64_t truths,
-                        const py::tuple& queries_stride, const py::tuple& gallery_stride,
-                        int dtype, int ties) {
+                        uintptr_t workspace, int64_t workspace_bytes, int64_t rows, int64_t columns,
+                        int64_t dim, int64_t truths, const py::tuple& queries_stride,
+                        const py::tuple& gallery_stride, int dtype, int ties) {
   const RetrievalRanksParams p =
       make_params(queries, gallery, truth, ranks0, ranks1, workspace, rows, columns, dim, truths,
                   queries_stride, gallery_stride, dtype, ties);
@@ -64,8 +63,8 @@ int64_t from_embeddings(int device, uintptr_t stream, int threads, uintptr_t que
 }
 
 void from_scores(int device, uintptr_t stream, int threads, uintptr_t scores, uintptr_t truth,
-                 uintptr_t ranks, int64_t rows, int64_t columns, int64_t truths,
-                 int64_t row_stride, int dtype, int ties) {
+                 uintptr_t ranks, int64_t rows, int64_t columns, int64_t truths, int64_t row_stride,
+                 int dtype, int ties) {
   ScoreRanksParams p{};
   p.scores = pointer<const void>(scores);
   p.truth = pointer<const int64_t>(truth);

@@ -55,9 +55,8 @@ double expected_ns(const SruParams& p) {
 }
 
 void forward(int device, uintptr_t stream, int threads, const py::tuple& addresses,
-             const py::tuple& shape, const py::tuple& gates_stride,
-             const py::tuple& highway_stride, const py::tuple& options, double scale_x,
-             uintptr_t out, uintptr_t last_state) {
+             const py::tuple& shape, const py::tuple& gates_stride, const py::tuple& highway_stride,
+             const py::tuple& options, double scale_x, uintptr_t out, uintptr_t last_state) {
   SruParams p = make_params(addresses, shape, gates_stride, highway_stride, options, scale_x);
   p.out = pointer<void>(out);
   p.last_state = pointer<float>(last_state);

@@ -35,15 +35,15 @@ struct Scratch {
   float* key_slices;    // [slice][key][kRows]
   float* grad_k;        // [key][wide], sums over the queries
   float* grad_v;
-  float* queries;       // [dim][kBlockQueries] per sub-block, times scale * log2(e)
-  float* grads;         // likewise the gradients of the output, times scale
-  float* query_rows;    // [query][wide]
+  float* queries;     // [dim][kBlockQueries] per sub-block, times scale * log2(e)
+  float* grads;       // likewise the gradients of the output, times scale
+  float* query_rows;  // [query][wide]
   float* grad_rows;
-  float* weights;       // [kSweepKeys][kSweepQueries], probabilities
-  float* slopes;        // likewise, gradients of the scores
-  float* grad_q;        // [wide][kBlockQueries] per sub-block
-  float* lse;           // [kSweepQueries], base 2
-  float* delta;         // [kSweepQueries], times scale
+  float* weights;  // [kSweepKeys][kSweepQueries], probabilities
+  float* slopes;   // likewise, gradients of the scores
+  float* grad_q;   // [wide][kBlockQueries] per sub-block
+  float* lse;      // [kSweepQueries], base 2
+  float* delta;    // [kSweepQueries], times scale
   int32_t* visible;
   int64_t bytes;
 };
@@ -88,6 +88,100 @@ void widen_rows(const typename Element::Storage* rows, int64_t stride, int64_t c
   }
 }
 
+// Probabilities and slopes of `rows` packed keys from `key` on, against one sub-block.
+__attribute__((noinline)) void weigh(const Scratch& scratch, int64_t dim, int64_t key, int rows,
+                                     int sub) {
+  const float* lse = scratch.lse + sub * kBlockQueries;
+  const float* delta = scratch.delta + sub * kBlockQueries;
+  const int64_t panel = sub * kBlockQueries * dim;
+  for (int j = 0; j < rows; j += kRows) {
+    const int64_t group = (key + j) / kLanes * kLanes * dim + (key + j) % kLanes;
+    float* weights = scratch.weights + j * kSweepQueries + sub * kBlockQueries;
+    float* slopes = scratch.slopes + j * kSweepQueries + sub * kBlockQueries;
+    VecF sums[kRows][kVectors] = {};
+    multiply<FloatProduct, kRows, kVectors>(scratch.key_groups + group, 1, kLanes,
+                                            scratch.queries + panel, kBlockQueries, dim, sums);
+    const Exponential exponential;
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        store(weights + i * kSweepQueries + v * kLanes,
+              exponential(sums[i][v] - load(lse + v * kLanes)));
+      }
+    }
+    VecF products[kRows][kVectors] = {};
+    multiply<FloatProduct, kRows, kVectors>(scratch.value_groups + group, 1, kLanes,
+                                            scratch.grads + panel, kBlockQueries, dim, products);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const VecF weight = load(weights + i * kSweepQueries + v * kLanes);
+        store(slopes + i * kSweepQueries + v * kLanes,
+              weight * (products[i][v] - load(delta + v * kLanes)));
+      }
+    }
+  }
+}
+
+// grad_q of one sub-block += its slopes times `rows` keys from `key` on.
+__attribute__((noinline)) void add_to_queries(const Scratch& scratch, int64_t dim, int64_t key,
+                                              int rows, int64_t steps, int sub) {
+  const int64_t wide = padded(dim, kLanes);
+  for (int64_t d = 0; d < dim; d += kRows) {
+    float* block = scratch.grad_q + sub * kBlockQueries * wide + d * kBlockQueries;
+    VecF sums[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[i][v] = key == 0 ? VecF{} : load(block + i * kBlockQueries + v * kLanes);
+      }
+    }
+    multiply<FloatProduct, kRows, kVectors>(scratch.key_slices + (d / kRows * steps + key) * kRows,
+                                            1, kRows, scratch.slopes + sub * kBlockQueries,
+                                            kSweepQueries, rows, sums);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        store(block + i * kBlockQueries + v * kLanes, sums[i][v]);
+      }
+    }
+  }
+}
+
+// target[key][d] += factors[key][query] * rows[query][d] for the keys of a block.
+template <int Vectors>
+PW_INLINE void outer_tile(const float* factors, const float* rows, int64_t count, int64_t wide,
+                          float* target) {
+  VecF sums[kOuterRows][Vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kOuterRows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sums[i][v] = load(target + i * wide + v * kLanes);
+  }
+  multiply<FloatProduct, kOuterRows, Vectors>(factors, kSweepQueries, 1, rows, wide, count, sums);
+#pragma GCC unroll 16
+  for (int i = 0; i < kOuterRows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) store(target + i * wide + v * kLanes, sums[i][v]);
+  }
+}
+
+__attribute__((noinline)) void add_to_keys(const float* factors, const float* rows, int64_t count,
+                                           int64_t wide, int num_keys, float* target) {
+  for (int j = 0; j < num_keys; j += kOuterRows) {
+    const float* tile = factors + j * kSweepQueries;
+    int64_t d = 0;
+    for (; d + kOuterVectors * kLanes <= wide; d += kOuterVectors * kLanes) {
+      outer_tile<kOuterVectors>(tile, rows + d, count, wide, target + j * wide + d);
+    }
+    if (d < wide) outer_tile<1>(tile, rows + d, count, wide, target + j * wide + d);
+  }
+}
+
 template <typename Element>
 struct Sweep {
   typedef typename Element::Storage T;
@@ -119,8 +213,8 @@ struct Sweep {
   }
 
   RowList<T> key_rows(const void* tensor, const int64_t (&stride)[3], int64_t first) const {
-    const T* rows = static_cast<const T*>(tensor) +
-                    attention_offset(problem, problem.first_key, stride);
+    const T* rows =
+        static_cast<const T*>(tensor) + attention_offset(problem, problem.first_key, stride);
     if (index == nullptr) return {rows + first * stride[2], stride[2], nullptr};
     return {rows, stride[2], index + first};
   }
@@ -169,96 +263,6 @@ struct Sweep {
     }
   }
 
-  // Probabilities and slopes of `rows` packed keys from `key` on, against one sub-block.
-  PW_INLINE void weigh(int64_t key, int rows, int sub) const {
-    const float* lse = scratch.lse + sub * kBlockQueries;
-    const float* delta = scratch.delta + sub * kBlockQueries;
-    const int64_t panel = sub * kBlockQueries * dim;
-    for (int j = 0; j < rows; j += kRows) {
-      const int64_t group = (key + j) / kLanes * kLanes * dim + (key + j) % kLanes;
-      float* weights = scratch.weights + j * kSweepQueries + sub * kBlockQueries;
-      float* slopes = scratch.slopes + j * kSweepQueries + sub * kBlockQueries;
-      VecF sums[kRows][kVectors] = {};
-      multiply<FloatProduct, kRows, kVectors>(scratch.key_groups + group, 1, kLanes,
-                                              scratch.queries + panel, kBlockQueries, dim, sums);
-#pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          store(weights + i * kSweepQueries + v * kLanes,
-                exp2_negative(sums[i][v] - load(lse + v * kLanes)));
-        }
-      }
-      VecF products[kRows][kVectors] = {};
-      multiply<FloatProduct, kRows, kVectors>(scratch.value_groups + group, 1, kLanes,
-                                              scratch.grads + panel, kBlockQueries, dim, products);
-#pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          const VecF weight = load(weights + i * kSweepQueries + v * kLanes);
-          store(slopes + i * kSweepQueries + v * kLanes,
-                weight * (products[i][v] - load(delta + v * kLanes)));
-        }
-      }
-    }
-  }
-
-  // grad_q of one sub-block += its slopes times `rows` keys from `key` on.
-  PW_INLINE void add_to_queries(int64_t key, int rows, int64_t steps, int sub, bool first) const {
-    for (int64_t d = 0; d < dim; d += kRows) {
-      float* block = scratch.grad_q + sub * kBlockQueries * wide + d * kBlockQueries;
-      VecF sums[kRows][kVectors];
-#pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          sums[i][v] = first ? VecF{} : load(block + i * kBlockQueries + v * kLanes);
-        }
-      }
-      multiply<FloatProduct, kRows, kVectors>(scratch.key_slices + (d / kRows * steps + key) * kRows,
-                                              1, kRows, scratch.slopes + sub * kBlockQueries,
-                                              kSweepQueries, rows, sums);
-#pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          store(block + i * kBlockQueries + v * kLanes, sums[i][v]);
-        }
-      }
-    }
-  }
-
-  // target[key][d] += factors[key][query] * rows[query][d] for the keys of a block.
-  template <int Vectors>
-  PW_INLINE void outer_tile(const float* factors, const float* rows, int64_t count,
-                            float* target) const {
-    VecF sums[kOuterRows][Vectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < kOuterRows; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) sums[i][v] = load(target + i * wide + v * kLanes);
-    }
-    multiply<FloatProduct, kOuterRows, Vectors>(factors, kSweepQueries, 1, rows, wide, count, sums);
-#pragma GCC unroll 16
-    for (int i = 0; i < kOuterRows; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) store(target + i * wide + v * kLanes, sums[i][v]);
-    }
-  }
-
-  PW_INLINE void add_to_keys(const float* factors, const float* rows, int64_t count, int num_keys,
-                             float* target) const {
-    for (int j = 0; j < num_keys; j += kOuterRows) {
-      const float* tile = factors + j * kSweepQueries;
-      int64_t d = 0;
-      for (; d + kOuterVectors * kLanes <= wide; d += kOuterVectors * kLanes) {
-        outer_tile<kOuterVectors>(tile, rows + d, count, target + j * wide + d);
-      }
-      if (d < wide) outer_tile<1>(tile, rows + d, count, target + j * wide + d);
-    }
-  }
-
   // Queries [q0, q0 + count) past the `num_keys` packed keys.
   void pass(int64_t q0, int64_t count, int64_t num_keys, bool wants_q, bool wants_k) const {
     pack_queries(q0, count);
@@ -266,13 +270,13 @@ struct Sweep {
     for (int64_t k0 = 0; k0 < num_keys; k0 += kSweepKeys) {
       const int n = num_keys - k0 < kSweepKeys ? static_cast<int>(num_keys - k0) : kSweepKeys;
       for (int sub = 0; sub < subs; ++sub) {
-        weigh(k0, n, sub);
-        if (wants_q) add_to_queries(k0, n, num_keys, sub, k0 == 0);
+        weigh(scratch, dim, k0, n, sub);
+        if (wants_q) add_to_queries(scratch, dim, k0, n, num_keys, sub);
       }
       if (!wants_k) continue;
       // The last tile may reach beyond the keys: into rows that nobody reads.
-      add_to_keys(scratch.weights, scratch.grad_rows, count, n, scratch.grad_v + k0 * wide);
-      add_to_keys(scratch.slopes, scratch.query_rows, count, n, scratch.grad_k + k0 * wide);
+      add_to_keys(scratch.weights, scratch.grad_rows, count, wide, n, scratch.grad_v + k0 * wide);
+      add_to_keys(scratch.slopes, scratch.query_rows, count, wide, n, scratch.grad_k + k0 * wide);
     }
     if (!wants_q) return;
     float ones[kBlockQueries];
@@ -281,10 +285,9 @@ struct Sweep {
     T* out = static_cast<T*>(g.grad_q) + attention_offset(problem, row, g.grad_q_stride);
     for (int sub = 0; sub < subs; ++sub) {
       const int64_t left = count - sub * kBlockQueries;
-      store_rows<Element, kVectors>(scratch.grad_q + sub * kBlockQueries * wide, kBlockQueries, ones,
-                                    left < kBlockQueries ? left : kBlockQueries, dim,
-                                    out + sub * kBlockQueries * g.grad_q_stride[2],
-                                    g.grad_q_stride[2]);
+      store_rows<Element>(scratch.grad_q + sub * kBlockQueries * wide, ones,
+                          left < kBlockQueries ? left : kBlockQueries, dim,
+                          out + sub * kBlockQueries * g.grad_q_stride[2], g.grad_q_stride[2]);
     }
   }
 

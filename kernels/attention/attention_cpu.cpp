@@ -20,13 +20,18 @@ constexpr float kLn2 = 0.6931471805599453f;
 // One thread's memory. Keys and values are packed anew for every problem: each thread has the whole
 // packed set in its own cache, and needs no barrier.
 struct Scratch {
-  float* keys;        // [group][word][kLanes]
-  float* values;      // [slice][step][kRows]
-  float* queries;     // [word][kBlockQueries]
-  float* scores;      // [kBlockKeys][kBlockQueries], then probabilities
-  float* sums;        // [dim][kBlockQueries], the output before its division
-  int32_t* visible;   // keys that take part
+  float* keys;       // [group][word][kLanes]
+  float* values;     // [slice][step][kRows]
+  float* queries;    // [word][kBlockQueries]
+  float* scores;     // [kBlockKeys][kBlockQueries], then probabilities
+  float* sums;       // [dim][kBlockQueries], the output before its division
+  int32_t* visible;  // keys that take part
   int64_t bytes;
+
+  // kRows packed keys from `key` on.
+  PW_INLINE const float* group(int64_t key, int64_t words) const {
+    return keys + key / kLanes * kLanes * words + key % kLanes;
+  }
 };
 
 Scratch scratch_at(char* base, int64_t most_keys, int64_t dim) {
@@ -60,7 +65,7 @@ PW_INLINE void score_tile(const float* keys, const float* queries, int64_t words
     for (int v = 0; v < Vectors; ++v) {
       if (Product::kStep != 1) sums[i][v] *= splat(factor);
       store(scores + i * kBlockQueries + v * kLanes, sums[i][v]);
-      if (i < rows) top[v] = max(sums[i][v], top[v]);
+      if (i < rows) top[v] = larger(sums[i][v], top[v]);
     }
   }
 }
@@ -70,23 +75,23 @@ PW_INLINE void score_tile(const float* keys, const float* queries, int64_t words
 template <typename Product, int Vectors>
 PW_INLINE void exponentials(int count, const VecF (&top)[Vectors], float* scores,
                             VecF (&total)[Vectors]) {
-#pragma GCC unroll 4
+  const Exponential exponential;
   for (int v = 0; v < Vectors; ++v) {
     VecF sum = total[v];
     float* at = scores + v * kLanes;
     if constexpr (Product::kStep == 1) {
 #pragma GCC unroll 2
       for (int j = 0; j < count; ++j, at += kBlockQueries) {
-        const VecF p = exp2_negative(load(at) - top[v]);
+        const VecF p = exponential(load(at) - top[v]);
         store(at, p);
         sum += p;
       }
     } else {
       float* to = at;
       for (int j = 0; j < count; j += 2, at += 2 * kBlockQueries, to += kBlockQueries) {
-        const VecF low = exp2_negative(load(at) - top[v]);
+        const VecF low = exponential(load(at) - top[v]);
         VecF high{};
-        if (j + 1 < count) high = exp2_negative(load(at + kBlockQueries) - top[v]);
+        if (j + 1 < count) high = exponential(load(at + kBlockQueries) - top[v]);
         sum += low + high;
         // Rounded to the nearest bfloat16; probabilities are not negative, ties are too rare to
         // mind which way they go.
@@ -99,24 +104,13 @@ PW_INLINE void exponentials(int count, const VecF (&top)[Vectors], float* scores
   }
 }
 
-// Up to Vectors * kLanes queries against all packed keys.
-template <typename Element, typename Product, int Vectors>
-void attend(const AttentionParams& p, const AttentionProblem& problem, const Scratch& scratch,
-            int64_t keys, int64_t q0, int64_t count) {
-  typedef typename Element::Storage T;
-  const AttentionStream& s = *problem.stream;
-  const int64_t dim = p.dim;
+// Up to Vectors * kLanes packed queries against all packed keys: their sums, and per query what
+// divides them and the log-sum-exp.
+template <typename Product, int Vectors>
+__attribute__((noinline)) void attend(const Scratch& scratch, int64_t keys, int64_t dim,
+                                      float factor, float* inverse, float* lse) {
   const int64_t words = ceil_div(dim, Product::kStep);
   const int64_t steps = ceil_div(keys, Product::kStep);
-  const float factor = s.scale * kLog2E;
-  const RowList<T> rows = {
-      static_cast<const T*>(s.q) + attention_offset(problem, problem.first_query + q0, s.q_stride),
-      s.q_stride[2], nullptr};
-  for (int v = 0; v < Vectors; ++v) {
-    pack_lanes_of<Element, Product>(rows, v * kLanes, count - v * kLanes < kLanes
-                                                          ? count - v * kLanes : kLanes,
-                                    dim, factor, kBlockQueries, scratch.queries + v * kLanes);
-  }
   VecF top[Vectors], total[Vectors];
   for (int v = 0; v < Vectors; ++v) {
     // Not -inf: a block of keys with scores of -inf must not make NaN of those to come.
@@ -127,15 +121,18 @@ void attend(const AttentionParams& p, const AttentionProblem& problem, const Scr
     const int n = keys - k0 < kBlockKeys ? static_cast<int>(keys - k0) : kBlockKeys;
     VecF before[Vectors];
     for (int v = 0; v < Vectors; ++v) before[v] = top[v];
-    for (int j = 0; j < n; j += kRows) {
-      const int64_t key = k0 + j;
-      const float* group = scratch.keys + key / kLanes * kLanes * words + key % kLanes;
-      score_tile<Product, Vectors>(group, scratch.queries, words, factor, n - j,
-                                   scratch.scores + j * kBlockQueries, top);
+    int j = 0;
+    for (; j + kRows <= n; j += kRows) {
+      score_tile<Product, Vectors>(scratch.group(k0 + j, words), scratch.queries, words, factor,
+                                   kRows, scratch.scores + j * kBlockQueries, top);
+    }
+    if (j < n) {
+      score_tile<Product, Vectors>(scratch.group(k0 + j, words), scratch.queries, words, factor,
+                                   n - j, scratch.scores + j * kBlockQueries, top);
     }
     VecF shrink[Vectors];
     for (int v = 0; v < Vectors; ++v) {
-      shrink[v] = exp2_negative(before[v] - top[v]);
+      shrink[v] = Exponential()(before[v] - top[v]);
       total[v] *= shrink[v];
     }
     exponentials<Product, Vectors>(n, top, scratch.scores, total);
@@ -162,18 +159,43 @@ void attend(const AttentionParams& p, const AttentionProblem& problem, const Scr
       }
     }
   }
-  float inverse[Vectors * kLanes];
-  for (int v = 0; v < Vectors; ++v) store(inverse + v * kLanes, splat(1.0f) / total[v]);
-  store_rows<Element, Vectors>(
-      scratch.sums, kBlockQueries, inverse, count, dim,
-      static_cast<T*>(s.out) + attention_offset(problem, problem.first_query + q0, s.out_stride),
-      s.out_stride[2]);
-  if (s.lse == nullptr) return;
-  float* lse = s.lse + attention_offset(problem, problem.first_query + q0, s.lse_stride);
-  for (int64_t i = 0; i < count; ++i) {
-    const int v = static_cast<int>(i / kLanes), lane = static_cast<int>(i % kLanes);
-    lse[i * s.lse_stride[2]] = kLn2 * top[v][lane] + __builtin_logf(total[v][lane]);
+  for (int v = 0; v < Vectors; ++v) {
+    store(inverse + v * kLanes, splat(1.0f) / total[v]);
+    store(lse + v * kLanes, top[v]);
+    for (int i = 0; i < kLanes; ++i) {
+      lse[v * kLanes + i] = kLn2 * lse[v * kLanes + i] + __builtin_logf(total[v][i]);
+    }
   }
+}
+
+// `count` queries from q0 on: packed, attended, stored.
+template <typename Element, typename Product>
+void run_block(const AttentionParams& p, const AttentionProblem& problem, const Scratch& scratch,
+               int64_t keys, int64_t q0, int64_t count) {
+  typedef typename Element::Storage T;
+  const AttentionStream& s = *problem.stream;
+  const float factor = s.scale * kLog2E;
+  const int64_t row = problem.first_query + q0;
+  const RowList<T> rows = {static_cast<const T*>(s.q) + attention_offset(problem, row, s.q_stride),
+                           s.q_stride[2], nullptr};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t n = count - i < kLanes ? count - i : kLanes;
+    pack_lanes_of<Element, Product>(rows, i, n, p.dim, factor, kBlockQueries, scratch.queries + i);
+  }
+  float inverse[kBlockQueries], lse[kBlockQueries];
+  if (count > 2 * kLanes) {
+    attend<Product, 3>(scratch, keys, p.dim, factor, inverse, lse);
+  } else if (count > kLanes) {
+    attend<Product, 2>(scratch, keys, p.dim, factor, inverse, lse);
+  } else {
+    attend<Product, 1>(scratch, keys, p.dim, factor, inverse, lse);
+  }
+  store_rows<Element>(scratch.sums, inverse, count, p.dim,
+                      static_cast<T*>(s.out) + attention_offset(problem, row, s.out_stride),
+                      s.out_stride[2]);
+  if (s.lse == nullptr) return;
+  float* target = s.lse + attention_offset(problem, row, s.lse_stride);
+  for (int64_t i = 0; i < count; ++i) target[i * s.lse_stride[2]] = lse[i];
 }
 
 // Queries without any key: zeros and -inf.
@@ -219,12 +241,8 @@ void run_problem(const AttentionParams& p, const AttentionProblem& problem, int6
     const int64_t count = left < kBlockQueries ? left : kBlockQueries;
     if (keys == 0) {
       clear<Element>(p, problem, q0, count);
-    } else if (count > 2 * kLanes) {
-      attend<Element, Product, 3>(p, problem, scratch, keys, q0, count);
-    } else if (count > kLanes) {
-      attend<Element, Product, 2>(p, problem, scratch, keys, q0, count);
     } else {
-      attend<Element, Product, 1>(p, problem, scratch, keys, q0, count);
+      run_block<Element, Product>(p, problem, scratch, keys, q0, count);
     }
   }
 }

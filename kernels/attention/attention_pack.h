@@ -18,24 +18,24 @@ struct Words {
   typedef typename Element::Storage T;
   static constexpr int kPerWord = Product::kStep;
 
-  // Words [w, w + kLanes) of a row of `dim` elements, 0 behind its end.
-  static PW_INLINE VecF load(const T* row, int64_t w, int64_t dim) {
+  // Words [w, w + kLanes) of a row that has them all.
+  static PW_INLINE VecF load_whole(const T* row, int64_t w) {
     if constexpr (kPerWord == 1) {
-      const int64_t left = dim - w;
-      return left >= kLanes ? Element::load(row + w)
-                            : load_tail<Element>(row + w, static_cast<int>(left));
+      return Element::load(row + w);
     } else {
-      T pairs[2 * kLanes] = {};
-      const int64_t left = dim - 2 * w;
-      if (left >= 2 * kLanes) {
-        __builtin_memcpy(pairs, row + 2 * w, sizeof(pairs));
-      } else {
-        for (int64_t i = 0; i < left; ++i) pairs[i] = row[2 * w + i];
-      }
       VecF words;
-      __builtin_memcpy(&words, pairs, sizeof(words));
+      __builtin_memcpy(&words, row + 2 * w, sizeof(words));
       return words;
     }
+  }
+
+  // The same of a row of `dim` elements, 0 behind its end.
+  static PW_INLINE VecF load(const T* row, int64_t w, int64_t dim) {
+    const int64_t left = dim - w * kPerWord;
+    if (left >= kLanes * kPerWord) return load_whole(row, w);
+    T lanes[kLanes * kPerWord] = {};
+    for (int64_t i = 0; i < left; ++i) lanes[i] = row[w * kPerWord + i];
+    return load_whole(lanes, 0);
   }
 };
 
@@ -54,18 +54,20 @@ struct RowList {
 // Up to kLanes rows from `first` on, into lanes: panel[w * width + i] is word w of row first + i.
 // Lanes without a row are 0. Floats are multiplied by `factor`.
 template <typename Element, typename Product>
-void pack_lanes_of(const RowList<typename Element::Storage>& list, int64_t first, int64_t count,
-                   int64_t dim, float factor, int64_t width, float* panel) {
+__attribute__((noinline)) void pack_lanes_of(const RowList<typename Element::Storage>& list,
+                                             int64_t first, int64_t count, int64_t dim,
+                                             float factor, int64_t width, float* panel) {
   typedef Words<Element, Product> W;
   const typename Element::Storage* rows[kLanes];
   for (int i = 0; i < kLanes; ++i) rows[i] = i < count ? list.row(first + i) : nullptr;
   const int64_t words = ceil_div(dim, W::kPerWord);
   for (int64_t w = 0; w < words; w += kLanes) {
     VecF block[kLanes];
-    if (count == kLanes) {
+    if (count == kLanes && (w + kLanes) * W::kPerWord <= dim) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) block[i] = W::load(rows[i], w, dim);
+      for (int i = 0; i < kLanes; ++i) block[i] = W::load_whole(rows[i], w);
     } else {
+#pragma GCC unroll 1
       for (int i = 0; i < kLanes; ++i) block[i] = i < count ? W::load(rows[i], w, dim) : VecF{};
     }
     transpose(block);
@@ -117,8 +119,8 @@ void pack_slices(const RowList<typename Element::Storage>& list, int64_t count, 
       if constexpr (Product::kStep == 1) {
         values = Words<Element, Product>::load(row, d, dim);
       } else {
-        values = interleaved<Element>(row, 2 * s + 1 < count ? list.row(2 * s + 1) : nullptr, d,
-                                      dim);
+        values =
+            interleaved<Element>(row, 2 * s + 1 < count ? list.row(2 * s + 1) : nullptr, d, dim);
       }
       float lanes[kLanes];
       store(lanes, values);
@@ -130,22 +132,24 @@ void pack_slices(const RowList<typename Element::Storage>& list, int64_t count, 
   }
 }
 
-// The block [dim][width] with queries in lanes, each lane times its factor, as rows of the output.
-template <typename Element, int Vectors>
-void store_rows(const float* block, int64_t width, const float* factors, int64_t count,
-                int64_t dim, typename Element::Storage* out, int64_t out_stride) {
-  for (int v = 0; v < Vectors; ++v) {
-    const VecF factor = load(factors + v * kLanes);
-    const int64_t left = count - v * kLanes;
-    const int rows = left < kLanes ? static_cast<int>(left) : kLanes;
+// The block [dim][kBlockQueries] with `count` queries in lanes, each lane times its factor, as
+// rows.
+template <typename Element>
+__attribute__((noinline)) void store_rows(const float* block, const float* factors, int64_t count,
+                                          int64_t dim, typename Element::Storage* out,
+                                          int64_t out_stride) {
+  for (int64_t q = 0; q < count; q += kLanes) {
+    const VecF factor = load(factors + q);
+    const int rows = count - q < kLanes ? static_cast<int>(count - q) : kLanes;
     for (int64_t d = 0; d < dim; d += kLanes) {
       const int n = dim - d < kLanes ? static_cast<int>(dim - d) : kLanes;
       VecF square[kLanes];
-      for (int j = 0; j < kLanes; ++j) {
-        square[j] = j < n ? load(block + (d + j) * width + v * kLanes) * factor : VecF{};
-      }
+      // Rows behind `dim` belong to the block too; what they hold is not stored.
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j)
+        square[j] = load(block + (d + j) * kBlockQueries + q) * factor;
       transpose(square);
-      typename Element::Storage* target = out + v * kLanes * out_stride + d;
+      typename Element::Storage* target = out + q * out_stride + d;
       for (int i = 0; i < rows; ++i, target += out_stride) {
         if (n == kLanes) {
           Element::store(target, square[i]);

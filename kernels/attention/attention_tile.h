@@ -16,6 +16,17 @@ constexpr int kBlockQueries = kVectors * kLanes;
 // Keys whose scores against a block of queries stay in L1.
 constexpr int kBlockKeys = 128;
 
+// a > b ? a : b in one instruction; compilers make a comparison and a blend of that expression.
+PW_INLINE VecF larger(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return bit_cast<VecF>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
+  return bit_cast<VecF>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return max(a, b);
+#endif
+}
+
 PW_INLINE VecF low_halves(VecF pairs) { return bit_cast<VecF>(bit_cast<VecU>(pairs) << 16); }
 PW_INLINE VecF high_halves(VecF pairs) {
   return bit_cast<VecF>(bit_cast<VecU>(pairs) & 0xffff0000u);
@@ -68,23 +79,40 @@ PW_INLINE void multiply(const float* __restrict__ a, int64_t a_row, int64_t a_st
   }
 }
 
+// A constant that stays in a register: compilers would rather read it from memory each time, and
+// a loop of exponentials is then bound by its loads.
+PW_INLINE VecF held(float x) {
+  VecF v = splat(x);
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 // 2^x for x <= 0: nearest integer, degree-5 polynomial on [-0.5, 0.5] (relative error 2e-7), scale
 // by a float made of the integer. Below -126.5 it is 0; NaN stays NaN.
-PW_INLINE VecF exp2_negative(VecF x) {
+struct Exponential {
+  const VecF lowest = held(-127.0f);
   // The low bits of 1.5 * 2^23 + 127 + n are the biased exponent of 2^n.
-  const VecF magic = splat(12583039.0f);
-  const VecF limited = max(splat(-127.0f), x);  // this order keeps a NaN of x
-  const VecF shifted = limited + magic;
-  const VecF r = limited - (shifted - magic);
-  const VecF factor = bit_cast<VecF>(bit_cast<VecI>(shifted) << 23);
-  VecF p = splat(1.3264727e-3f);
-  p = fma(p, r, splat(9.6715130e-3f));
-  p = fma(p, r, splat(5.5507336e-2f));
-  p = fma(p, r, splat(2.4022242e-1f));
-  p = fma(p, r, splat(6.9314700e-1f));
-  p = fma(p, r, splat(1.0f));
-  return p * factor;
-}
+  const VecF magic = held(12583039.0f);
+  const VecF c5 = held(1.3264727e-3f), c4 = held(9.6715130e-3f), c3 = held(5.5507336e-2f),
+             c2 = held(2.4022242e-1f), c1 = held(6.9314700e-1f), one = held(1.0f);
+
+  PW_INLINE VecF operator()(VecF x) const {
+    const VecF limited = larger(lowest, x);  // this order keeps a NaN of x
+    const VecF shifted = limited + magic;
+    const VecF r = limited - (shifted - magic);
+    const VecF factor = bit_cast<VecF>(bit_cast<VecI>(shifted) << 23);
+    VecF p = fma(c5, r, c4);
+    p = fma(p, r, c3);
+    p = fma(p, r, c2);
+    p = fma(p, r, c1);
+    p = fma(p, r, one);
+    return p * factor;
+  }
+};
 
 }  // namespace
 }  // namespace PW_LEVEL

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Joins on the CPU: branch-free merges, four of them side by side since one waits for its loads.
 #include "kernels/common/cpu_levels.h"
+#include "kernels/common/simd.h"
 #include "kernels/common/threads.h"
 #include "kernels/keypoint_join/join_lists.h"
 
@@ -11,7 +12,7 @@ namespace {
 // A list this many times as long as the other is searched rather than walked.
 constexpr int64_t kGallop = 16;
 // Fewer steps than this are not worth setting four merges up for.
-constexpr int64_t kFewSteps = 16;
+constexpr int64_t kFewSteps = 16, kMostSteps = 1024;
 
 // A part of a join: [i, end0) of the first list with [j, end1) of the second.
 struct Part {
@@ -24,65 +25,93 @@ struct Part {
   }
 };
 
-// Where matches go. Writing to `trash` instead of jumping over the write keeps the loop branch-free.
 struct Target {
   int64_t *rows0, *rows1;
   int64_t capacity;
-  int64_t trash[2];
+
+  PW_INLINE void write(int64_t at, int64_t row0, int64_t row1) const {
+    if (at >= capacity) return;
+    rows0[at] = row0;
+    rows1[at] = row1;
+  }
+  PW_INLINE void write_all(int64_t at, int64_t count, const int64_t* from0,
+                           const int64_t* from1) const {
+    if (count > capacity - at) count = capacity - at;
+    if (count <= 0) return;
+    __builtin_memcpy(rows0 + at, from0, static_cast<uint64_t>(count) * 8);
+    __builtin_memcpy(rows1 + at, from1, static_cast<uint64_t>(count) * 8);
+  }
 };
 
 template <bool Fill>
-inline void match(Part& part, bool same, int64_t i, int64_t j, Target& target) {
-  if constexpr (Fill) {
-    const bool kept = same & (part.found < target.capacity);
-    int64_t* const at0 = kept ? target.rows0 + part.found : target.trash;
-    int64_t* const at1 = kept ? target.rows1 + part.found : target.trash + 1;
-    *at0 = i;
-    *at1 = j;
+void merge(Part& part, const Target& target) {
+  while (part.i < part.end0 && part.j < part.end1) {
+    const int64_t a = part.ids0[part.i], b = part.ids1[part.j];
+    if (a == b) {
+      if constexpr (Fill) target.write(part.found, part.i, part.j);
+      ++part.found;
+    }
+    part.i += a <= b;
+    part.j += b <= a;
   }
-  part.found += same;
 }
 
-template <bool Fill>
-inline void step(Part& part, Target& target) {
-  const int64_t a = part.ids0[part.i], b = part.ids1[part.j];
-  match<Fill>(part, a == b, part.i, part.j, target);
-  part.i += a <= b;
-  part.j += b <= a;
+// 0 or 1 in a register: the compiler must not turn it back into a jump, which would be mispredicted
+// at every other step.
+PW_INLINE int64_t number(bool condition) {
+  int64_t value = condition;
+  asm("" : "+r"(value));
+  return value;
 }
 
+// All parts side by side, kMostSteps at a time: no part can run over an end within the smallest
+// number of steps that any of them has left. Matches are noted in a row of the stack, where the
+// next note simply covers one that was none.
 template <bool Fill>
-void merge(Part& part, Target& target) {
-  while (part.i < part.end0 && part.j < part.end1) step<Fill>(part, target);
-}
-
-// No part can run over an end within the smallest number of steps that any of them has left.
-template <bool Fill>
-void merge_together(Part (&parts)[kJoinParts], Target& target) {
+void merge_together(Part (&parts)[kJoinParts], const Target& target) {
+  int64_t noted0[kJoinParts][kMostSteps + 1], noted1[kJoinParts][kMostSteps + 1];
+  const int64_t *const ids0 = parts[0].ids0, *const ids1 = parts[0].ids1;
   for (;;) {
-    int64_t steps = parts[0].steps();
-    for (int k = 1; k < kJoinParts; ++k) {
-      if (parts[k].steps() < steps) steps = parts[k].steps();
-    }
+    int64_t steps = kMostSteps;
+    for (const Part& part : parts) steps = part.steps() < steps ? part.steps() : steps;
     if (steps < kFewSteps) break;
-    Part a = parts[0], b = parts[1], c = parts[2], d = parts[3];
+    int64_t i[kJoinParts], j[kJoinParts], found[kJoinParts] = {};
+#pragma GCC unroll 4
+    for (int k = 0; k < kJoinParts; ++k) i[k] = parts[k].i, j[k] = parts[k].j;
     for (int64_t s = 0; s < steps; ++s) {
-      step<Fill>(a, target);
-      step<Fill>(b, target);
-      step<Fill>(c, target);
-      step<Fill>(d, target);
+#pragma GCC unroll 4
+      for (int k = 0; k < kJoinParts; ++k) {
+        const int64_t a = ids0[i[k]], b = ids1[j[k]];
+        if constexpr (Fill) {
+          noted0[k][found[k]] = i[k];
+          noted1[k][found[k]] = j[k];
+        }
+        const int64_t first = number(a <= b), second = number(b <= a);
+        if constexpr (Fill) found[k] += first & second;
+        i[k] += first;
+        j[k] += second;
+      }
     }
-    parts[0] = a, parts[1] = b, parts[2] = c, parts[3] = d;
+    for (int k = 0; k < kJoinParts; ++k) {
+      // A step with a match advances two lists, any other step one.
+      if constexpr (!Fill) found[k] = i[k] - parts[k].i + j[k] - parts[k].j - steps;
+      if constexpr (Fill) target.write_all(parts[k].found, found[k], noted0[k], noted1[k]);
+      parts[k].i = i[k], parts[k].j = j[k];
+      parts[k].found += found[k];
+    }
   }
   for (Part& part : parts) merge<Fill>(part, target);
 }
 
 // As merge, past repetitions of an id: only its first occurrences are joined.
 template <bool Fill>
-void merge_distinct(Part& part, Target& target) {
+void merge_distinct(Part& part, const Target& target) {
   while (part.i < part.end0 && part.j < part.end1) {
     const int64_t a = part.ids0[part.i], b = part.ids1[part.j];
-    match<Fill>(part, a == b, part.i, part.j, target);
+    if (a == b) {
+      if constexpr (Fill) target.write(part.found, part.i, part.j);
+      ++part.found;
+    }
     if (a <= b) {
       do ++part.i;
       while (part.i < part.end0 && part.ids0[part.i] == a);
@@ -106,7 +135,7 @@ int64_t gallop(const int64_t* ids, int64_t from, int64_t end, int64_t id) {
 }
 
 template <bool Fill, bool FirstIsShort>
-void search(Part& part, Target& target) {
+void search(Part& part, const Target& target) {
   const int64_t* few = FirstIsShort ? part.ids0 : part.ids1;
   const int64_t* many = FirstIsShort ? part.ids1 : part.ids0;
   int64_t at = FirstIsShort ? part.i : part.j;
@@ -116,8 +145,11 @@ void search(Part& part, Target& target) {
   for (; at < few_end; ++at) {
     place = gallop(many, place, many_end, few[at]);
     if (place == many_end) return;
-    const bool same = many[place] == few[at];
-    match<Fill>(part, same, FirstIsShort ? at : place, FirstIsShort ? place : at, target);
+    if (many[place] != few[at]) continue;
+    if constexpr (Fill) {
+      target.write(part.found, FirstIsShort ? at : place, FirstIsShort ? place : at);
+    }
+    ++part.found;
   }
 }
 
@@ -144,7 +176,7 @@ uint8_t flags_of(const uint8_t* flags, const KeypointJoinParams& p, int64_t imag
 // `starts` holds where each part's matches go, or is null for a count; `counts` gets the numbers.
 template <bool Fill>
 void join(const KeypointJoinParams& p, const uint8_t* flags, int64_t pair, const int64_t* starts,
-          int64_t* counts, Target& target) {
+          int64_t* counts, const Target& target) {
   const int64_t image0 = p.pairs[2 * pair], image1 = p.pairs[2 * pair + 1];
   const IdList list0 = ids_of(p, image0), list1 = ids_of(p, image1);
   Part parts[kJoinParts];
@@ -174,8 +206,8 @@ uint8_t inspect(const IdList& list) {
 }
 
 double expected_ns(const KeypointJoinParams& p) {
-  const double mean = p.images == 0 ? 0.0
-                                    : static_cast<double>(p.total) / static_cast<double>(p.images);
+  const double mean =
+      p.images == 0 ? 0.0 : static_cast<double>(p.total) / static_cast<double>(p.images);
   return static_cast<double>(p.pair_count) * (50.0 + mean);
 }
 
@@ -187,7 +219,7 @@ Status count(const KeypointJoinCountParams& q, int threads) {
                });
   parallel_for(useful_threads(threads, p.pair_count, expected_ns(p)), p.pair_count,
                [&](int64_t begin, int64_t end, int) {
-                 Target nowhere{};
+                 const Target nowhere{};
                  for (int64_t i = begin; i < end; ++i) {
                    join<false>(p, q.flags, i, nullptr, q.counts + kJoinParts * i, nowhere);
                  }
@@ -199,7 +231,7 @@ Status fill(const KeypointJoinFillParams& q, int threads) {
   const KeypointJoinParams& p = q.join;
   parallel_for(useful_threads(threads, p.pair_count, expected_ns(p)), p.pair_count,
                [&](int64_t begin, int64_t end, int) {
-                 Target target{q.rows0, q.rows1, q.capacity, {}};
+                 const Target target{q.rows0, q.rows1, q.capacity};
                  for (int64_t i = begin; i < end; ++i) {
                    join<true>(p, q.flags, i, q.starts + kJoinParts * i, nullptr, target);
                  }

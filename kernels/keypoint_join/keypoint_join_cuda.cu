@@ -22,8 +22,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) inspect(const KeypointJoinCountParams 
   }
   const bool any_equal = simt::any(equal), any_below = simt::any(below);
   if (simt::lane_id() == 0) {
-    q.flags[image] = static_cast<uint8_t>((any_equal ? kJoinDuplicates : 0) |
-                                          (any_below ? kJoinUnsorted : 0));
+    q.flags[image] =
+        static_cast<uint8_t>((any_equal ? kJoinDuplicates : 0) | (any_below ? kJoinUnsorted : 0));
   }
 }
 
@@ -92,8 +92,8 @@ unsigned blocks_for(int64_t tasks, int64_t per_block) {
 }  // namespace
 }  // namespace patchword
 
-PW_EXPORT int pw_cuda_keypoint_join_count(const patchword::KeypointJoinCountParams* q,
-                                          void* stream, char* message, size_t length) {
+PW_EXPORT int pw_cuda_keypoint_join_count(const patchword::KeypointJoinCountParams* q, void* stream,
+                                          char* message, size_t length) {
   using namespace patchword;
   simt::Status status;
   if (q->join.images > 0) {

@@ -18,8 +18,8 @@ struct Layout {
   int threads;
 
   Layout(const RetrievalRanksParams& p, int wanted) {
-    columns = p.columns < kColumnBlock ? panel_count(p.columns, kTileCols) * kTileCols
-                                       : kColumnBlock;
+    columns =
+        p.columns < kColumnBlock ? panel_count(p.columns, kTileCols) * kTileCols : kColumnBlock;
     const double work = static_cast<double>(p.rows) * static_cast<double>(p.columns) *
                         static_cast<double>(p.dim + 8);
     threads = useful_threads(wanted, panel_count(p.rows, kRowBlock), 0.02 * work);

@@ -336,8 +336,8 @@ simt::Status ranks_as(const RetrievalRanksParams& p, void* stream) {
                        kThreads, Tile::kSharedBytes, stream, p, plan, both);
   }
   if (status.ok() && both != 0) {
-    status = PW_LAUNCH(settle_items, blocks_for(plan.rows[kGallery], kThreads), kThreads, 0,
-                       stream, p, plan);
+    status = PW_LAUNCH(settle_items, blocks_for(plan.rows[kGallery], kThreads), kThreads, 0, stream,
+                       p, plan);
   }
   if (status.ok()) {
     status = PW_RAISE_DYNAMIC_SHARED((count_tile<Operand, kSplit>), Tile::kSharedBytes);
@@ -378,8 +378,8 @@ PW_EXPORT int pw_cuda_retrieval_ranks(const patchword::RetrievalRanksParams* p, 
   }
 }
 
-PW_EXPORT int pw_cuda_score_ranks(const patchword::ScoreRanksParams* p, void* stream,
-                                  char* message, size_t length) {
+PW_EXPORT int pw_cuda_score_ranks(const patchword::ScoreRanksParams* p, void* stream, char* message,
+                                  size_t length) {
   using namespace patchword;
   switch (p->dtype) {
     case DType::kFloat32: return score_ranks_as<float>(*p, stream).report(message, length);

@@ -29,7 +29,7 @@ inline int64_t block_depth(int64_t depth, int64_t block) {
   return left < kDepthBlock ? left : kDepthBlock;
 }
 
-// Rows of a matrix of Element, all of them or those named by `index` (outside [0, count): zeros).
+// A matrix [count, depth] of Element with any strides.
 template <typename Element>
 struct MatrixRows {
   const typename Element::Storage* data;

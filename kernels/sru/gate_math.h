@@ -12,11 +12,11 @@ namespace {
 // instruction where the ternaries of simd.h become two.
 PW_INLINE VecF clamp(VecF x, float limit) {
 #if defined(__AVX512F__)
-  return bit_cast<VecF>(_mm512_min_ps(
-      _mm512_set1_ps(limit), _mm512_max_ps(_mm512_set1_ps(-limit), bit_cast<__m512>(x))));
+  return bit_cast<VecF>(_mm512_min_ps(_mm512_set1_ps(limit),
+                                      _mm512_max_ps(_mm512_set1_ps(-limit), bit_cast<__m512>(x))));
 #elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
-  return bit_cast<VecF>(_mm256_min_ps(
-      _mm256_set1_ps(limit), _mm256_max_ps(_mm256_set1_ps(-limit), bit_cast<__m256>(x))));
+  return bit_cast<VecF>(_mm256_min_ps(_mm256_set1_ps(limit),
+                                      _mm256_max_ps(_mm256_set1_ps(-limit), bit_cast<__m256>(x))));
 #else
   return min(splat(limit), max(splat(-limit), x));
 #endif

@@ -33,16 +33,16 @@ struct SruParams {
 };
 
 struct SruBackwardParams {
-  SruParams forward;         // `states` is read; out and last_state are not used
-  const void* grad_out;      // like out, contiguous
-  const float* grad_last;    // [B, d], contiguous
-  void* grad_gates;          // [L, B, k, d], dtype `dtype`, every element written
-  int64_t grad_stride[4];    // of grad_gates
-  void* grad_highway;        // [L, B, d], contiguous, dtype `dtype`; only with k = 3
-  float* grad_bias;          // [2 d]
-  float* grad_weight;        // [2 d]
-  float* grad_initial;       // [B, d]
-  float* partial;            // CUDA: [B, 4, d], sums of each sample before they are added up
+  SruParams forward;       // `states` is read; out and last_state are not used
+  const void* grad_out;    // like out, contiguous
+  const float* grad_last;  // [B, d], contiguous
+  void* grad_gates;        // [L, B, k, d], dtype `dtype`, every element written
+  int64_t grad_stride[4];  // of grad_gates
+  void* grad_highway;      // [L, B, d], contiguous, dtype `dtype`; only with k = 3
+  float* grad_bias;        // [2 d]
+  float* grad_weight;      // [2 d]
+  float* grad_initial;     // [B, d]
+  float* partial;          // CUDA: [B, 4, d], sums of each sample before they are added up
 };
 
 struct SruTable {

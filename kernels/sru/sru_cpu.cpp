@@ -229,8 +229,7 @@ void run_backward(const SruBackwardParams& q, const Runs& runs, int64_t run) {
       const bool whole = p.last_only == 0 || step == length - 1;
       source.read(in, t, b, j, n, whole);
       const int64_t before = reversed ? t + 1 : t - 1;
-      in.state = step == 0 ? source.initial(b, j)
-                           : p.states + (before * p.batch + b) * p.units + j;
+      in.state = step == 0 ? source.initial(b, j) : p.states + (before * p.batch + b) * p.units + j;
       grad.next = p.states + row;
       for (int g = 0; g < 3; ++g) grad.gate[g] = writable<Element>(target[g], pace[g], made[g]);
       grad.highway = writable<Element>(target[3], pace[3], made[3]);

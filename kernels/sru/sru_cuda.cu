@@ -157,8 +157,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) run_backward(const SruBackwardParams q
     const int64_t at = t * p.batch * p.units + row;
     T* gates = static_cast<T*>(q.grad_gates) + t * q.grad_stride[0] + b * q.grad_stride[1] +
                unit * q.grad_stride[3];
-    T* highway = p.gate_count == 4 ? gates + 3 * q.grad_stride[2]
-                                   : static_cast<T*>(q.grad_highway) + at;
+    T* highway =
+        p.gate_count == 4 ? gates + 3 * q.grad_stride[2] : static_cast<T*>(q.grad_highway) + at;
     if (!real) {
       PW_UNROLL
       for (int g = 0; g < 3; ++g) store_gradient<T, kPack>(gates + g * q.grad_stride[2], nothing);
@@ -187,8 +187,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) run_backward(const SruBackwardParams q
             sigmoid(fmaf(weight_r[k], before[k], to_float(now.value[2][k]) + bias_r[k]));
         const float x = to_float(now.value[3][k]) * scale;
         const float active = p.activation == SruActivation::kTanh ? tanhf(after[k]) : after[k];
-        const float slope =
-            p.activation == SruActivation::kTanh ? 1.0f - active * active : 1.0f;
+        const float slope = p.activation == SruActivation::kTanh ? 1.0f - active * active : 1.0f;
         const bool difference = p.dropout == SruDropout::kDifference;
         const float blend = difference ? (active - x) * mask[k] : fmaf(active, mask[k], -x);
         const float out = to_float(incoming[k]);
@@ -274,8 +273,7 @@ simt::Status backward_as(const SruBackwardParams& q, void* stream) {
   const int64_t chains = p.batch * p.units;
   simt::Status status;
   if (worth_packing(p) && packs(p, q.grad_gates, q.grad_stride, 4, sizeof(T))) {
-    status =
-        PW_LAUNCH((run_backward<T, 4>), blocks_for(chains / 4), dim3(kThreads), 0, stream, q);
+    status = PW_LAUNCH((run_backward<T, 4>), blocks_for(chains / 4), dim3(kThreads), 0, stream, q);
   } else {
     status = PW_LAUNCH((run_backward<T, 1>), blocks_for(chains), dim3(kThreads), 0, stream, q);
   }

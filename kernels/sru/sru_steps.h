@@ -31,12 +31,12 @@ struct StepInputs {
 };
 
 struct StepGradients {
-  const float* out;      // of h
-  const float* next;     // state after the step
-  float* carry;          // of the state: after the step on entry, before it on return
-  float* gate[3];        // of u0, u1, u2
-  float* highway;        // of u3 or x
-  float* sum[4];         // of both biases, both weights; added to
+  const float* out;   // of h
+  const float* next;  // state after the step
+  float* carry;       // of the state: after the step on entry, before it on return
+  float* gate[3];     // of u0, u1, u2
+  float* highway;     // of u3 or x
+  float* sum[4];      // of both biases, both weights; added to
 };
 
 // What holds for a whole call: one loop each, so that no branch sits inside.
@@ -80,9 +80,8 @@ PW_INLINE void step_state(const StepInputs& in, float* state, int64_t units) {
   const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
     const VecF before = load_units(in.state + j, n);
     const VecF candidate = load_units(in.gate[0] + j, n);
-    const VecF forget =
-        sigmoid(fma(load_units(in.weight[0] + j, n), before,
-                    load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)));
+    const VecF forget = sigmoid(fma(load_units(in.weight[0] + j, n), before,
+                                    load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)));
     store_units(state + j, fma(before - candidate, forget, candidate), n);
   };
   int64_t j = 0;
@@ -105,7 +104,7 @@ PW_INLINE void step_backward(const StepInputs& in, const StepGradients& grad, in
     const VecF x = load_units(in.highway + j, n) * splat(in.scale);
     const VecF active = V::kTanh ? tanh(after) : after;
     VecF slope = V::kTanh ? one - active * active : one;
-    VecF share = g.reset;   // of the output that is not the highway input
+    VecF share = g.reset;     // of the output that is not the highway input
     VecF blend = active - x;  // d out / d reset
     if constexpr (V::kMasked) {
       const VecF mask = load_units(in.mask + j, n);
@@ -125,8 +124,8 @@ PW_INLINE void step_backward(const StepInputs& in, const StepGradients& grad, in
     store_units(grad.gate[1] + j, d_forget, n);
     store_units(grad.gate[2] + j, d_reset, n);
     store_units(grad.highway + j, out * (one - share) * splat(in.scale), n);
-    store_units(grad.carry + j,
-                fma(d_reset, weight_r, fma(d_forget, weight_f, d_state * g.forget)), n);
+    store_units(grad.carry + j, fma(d_reset, weight_r, fma(d_forget, weight_f, d_state * g.forget)),
+                n);
     const VecF terms[4] = {d_forget, d_reset, d_forget * before, d_reset * before};
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
@@ -139,15 +138,14 @@ PW_INLINE void step_backward(const StepInputs& in, const StepGradients& grad, in
 }
 
 // A step whose output nobody reads: the gradients of u2 and of the highway input are 0.
-PW_INLINE void step_state_backward(const StepInputs& in, const StepGradients& grad,
-                                   int64_t units) {
+PW_INLINE void step_state_backward(const StepInputs& in, const StepGradients& grad, int64_t units) {
   const VecF one = splat(1.0f);
   const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
     const VecF before = load_units(in.state + j, n);
     const VecF candidate = load_units(in.gate[0] + j, n);
     const VecF weight = load_units(in.weight[0] + j, n);
-    const VecF forget = sigmoid(
-        fma(weight, before, load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)));
+    const VecF forget =
+        sigmoid(fma(weight, before, load_units(in.gate[1] + j, n) + load_units(in.bias[0] + j, n)));
     const VecF carry = load_units(grad.carry + j, n);
     const VecF d_forget = carry * (before - candidate) * (forget * (one - forget));
     store_units(grad.gate[0] + j, carry * (one - forget), n);

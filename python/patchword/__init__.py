@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "match": "patchword.matching",
+    "match": "patchword.systems.segswap.joint",
     "Matcher": "patchword.matching",
     "locate": "patchword.localization",
     "Localizer": "patchword.localization",
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from patchword.localization import Localizer as Localizer
     from patchword.localization import locate as locate
     from patchword.matching import Matcher as Matcher
-    from patchword.matching import match as match
     from patchword.ops import explain as explain
     from patchword.ops import use_backend as use_backend
     from patchword.structures import LocateResult as LocateResult
     from patchword.structures import MatchResult as MatchResult
     from patchword.systems import load as load
+    from patchword.systems.segswap.joint import match as match
 
 
 def __getattr__(name: str) -> Any:

@@ -137,6 +137,15 @@ class Matcher:
         """
         return self.match_dense(image0, image1, box0)[0]
 
+    def pair_score(self, image0: Any, image1: Any) -> float:
+        """How sure it is that two pictures share something, in [0, 1]; :meth:`match`'s score.
+
+        Args:
+            image0: Picture or features from :meth:`extract`.
+            image1: The other one.
+        """
+        return self.match(image0, image1).score
+
     @torch.inference_mode()
     def match_dense(
         self, image0: Any, image1: Any, box0: npt.ArrayLike | None = None

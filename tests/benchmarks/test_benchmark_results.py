@@ -8,7 +8,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks import chart, result
+from benchmarks import chart, result, roofline
 from benchmarks.provenance import ROOT
 
 SECONDS = {"samples": 30, "median": 2.0, "q1": 1.5, "q3": 2.5, "min": 1.0}
@@ -110,7 +110,9 @@ def test_page_and_chart_of_a_record(record, render, tmp_path):
     assert "1.50x, target 2x" in page
     assert "**missed**" in page
     chart.draw(record, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    roofline.draw(record, tmp_path / "roofline.png")
+    for name in ("chart.png", "roofline.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_partial_runs_go_to_the_scratch_folder():

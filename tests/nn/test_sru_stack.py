@@ -80,7 +80,7 @@ def test_old_and_new_checkpoints():
 
 
 def test_wrong_tensors_give_one_sentence():
-    with pytest.raises(CheckpointError, match="must hold rnn_lst.0.weight"):
+    with pytest.raises(CheckpointError, match=r"must hold rnn_lst\.0\.weight"):
         SRU.from_tensors({"img_emb.weight": torch.zeros(3)})
     tensors = published(96)
     tensors["rnn_lst.2.extra"] = torch.zeros(3)

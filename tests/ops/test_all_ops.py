@@ -41,6 +41,10 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "dual_softmax_matches": lambda: (_descriptors(), {}),
     "fold_units": lambda: ((torch.randn(2, 6), torch.randn(6, 5), 3), {}),
     "folded_heatmap": lambda: ((torch.randn(1, 5, 3, 4), torch.randn(2, 5)), {}),
+    "keypoint_join": lambda: (
+        (torch.tensor([1, 4, 6, 4, 5, 6]), torch.tensor([0, 3, 6]), torch.tensor([[0, 1], [1, 1]])),
+        {},
+    ),
     "mask_upsample": lambda: ((torch.randn(1, 3, 4, 4), (9, 7)), {"output": "labels"}),
     "match_logsumexp": lambda: (_descriptors(), {}),
     "match_score": lambda: (
@@ -52,7 +56,13 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "pair_attention": lambda: (_tokens(6), {"cross": True}),
     "pamr": lambda: ((torch.rand(1, 3, 5, 4), torch.rand(1, 2, 5, 4), (1, 2), 2), {}),
     "patch_similarity": lambda: ((torch.randn(1, 6, 8), torch.randn(3, 8)), {}),
+    "retrieval_ranks": lambda: (
+        (torch.randn(4, 8), torch.randn(5, 8), torch.tensor([0, 4, 2, -1])),
+        {},
+    ),
     "sample_features": lambda: ((torch.randn(1, 3, 4, 4), torch.rand(1, 5, 2) * 4), {}),
+    "score_ranks": lambda: ((torch.randn(4, 5), torch.tensor([0, 4, 2, -1])), {}),
+    "sru": lambda: ((torch.randn(3, 2, 4, 6), torch.randn(12), torch.randn(12)), {}),
     "upsampled_confusion": lambda: (
         (torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 9, 7))),
         {},

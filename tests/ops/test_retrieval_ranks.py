@@ -181,7 +181,9 @@ def test_properties():
         # One more true item can only help.
         more = torch.stack((truth, torch.randint(0, columns, (rows,))), 1)
         for ties in TIES:
-            assert bool((retrieval_ranks(queries, gallery, more, ties=ties)[0] <= by[ties][0]).all())
+            assert bool(
+                (retrieval_ranks(queries, gallery, more, ties=ties)[0] <= by[ties][0]).all()
+            )
         scores = queries @ gallery.T
         assert torch.equal(score_ranks(scores, truth), by["pessimistic"].ranks0)
 
@@ -204,13 +206,13 @@ def test_errors():
     for error, text, arguments in cases:
         with pytest.raises(error, match=f"^retrieval_ranks: {text}"):
             retrieval_ranks(*arguments)
-    with pytest.raises(OptionError, match="ties must be .* got 'random'"):
+    with pytest.raises(OptionError, match=r"ties must be .* got 'random'"):
         retrieval_ranks(queries, gallery, truth, ties="random")
     with pytest.raises(ShapeError, match=r"^score_ranks: scores must have shape \[N, M\]"):
         score_ranks(queries[0], truth)
-    with pytest.raises(DTypeError, match="^score_ranks: scores must be floating"):
+    with pytest.raises(DTypeError, match=r"^score_ranks: scores must be floating"):
         score_ranks(queries.long(), truth)
-    with pytest.raises(OptionError, match="^score_ranks: ties must be"):
+    with pytest.raises(OptionError, match=r"^score_ranks: ties must be"):
         score_ranks(queries, truth, ties="")
     if _library.C is not None:
         with pytest.raises(BackendError, match="float64 is not"):

@@ -293,7 +293,11 @@ def test_properties():
 def test_errors():
     inputs = make((3, 2, 4))
     cases = [
-        (ShapeError, r"gates must have shape \[L, B, 3 or 4, d\]", {"gates": torch.rand(3, 2, 5, 4)}),
+        (
+            ShapeError,
+            r"gates must have shape \[L, B, 3 or 4, d\]",
+            {"gates": torch.rand(3, 2, 5, 4)},
+        ),
         (ShapeError, r"bias must have shape \[8\], got \[4\]", {"bias": torch.rand(4)}),
         (ShapeError, r"weight must have shape \[8\]", {"weight": torch.rand(8, 1)}),
         (ShapeError, "highway must be given with 3 gates", {"highway": None}),

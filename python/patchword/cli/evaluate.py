@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -129,14 +129,20 @@ class EvaluateMatch(Evaluate):
 
     backbone: str = "efficientnet-lite0"
     """Network that describes patches."""
+    model: Literal["auto", "segswap", "training-free"] = "auto"
+    """What is measured, as in patchword match."""
+    apart: int = 0
+    """With objects: pairings a picture that share nothing, for the metric auc."""
 
     def measure(self) -> EvaluationReport:
         """Run the protocol of the folder."""
         from patchword.evaluation import evaluate_match
-        from patchword.matching import Matcher
+        from patchword.systems.segswap.joint import create_matcher
 
-        matcher = Matcher(backbone=self.backbone, device=self.torch_device())
-        return evaluate_match(self.data, matcher=matcher, progress=self.progress())
+        matcher = create_matcher(self.model, backbone=self.backbone, device=self.torch_device())
+        return evaluate_match(
+            self.data, matcher=matcher, apart=self.apart, progress=self.progress()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

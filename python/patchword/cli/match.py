@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -47,6 +47,8 @@ class Match(OutputFlags):
     """With --gallery: keep descriptors (1 MB a picture) here, so that other queries are fast."""
     backbone: str = "efficientnet-lite0"
     """Network that describes patches."""
+    model: Literal["auto", "segswap", "training-free"] = "auto"
+    """auto: trained masks and training-free correspondences; segswap: trained alone, faster."""
 
     def run(self, name: str) -> Outcome:
         """Match, write and report."""
@@ -142,9 +144,9 @@ class Match(OutputFlags):
         return common.folder_outcome(self, run, result, lines)
 
     def _matcher(self) -> Matcher:
-        from patchword.matching import Matcher
+        from patchword.systems.segswap.joint import create_matcher
 
-        return Matcher(backbone=self.backbone, device=self.torch_device())
+        return create_matcher(self.model, backbone=self.backbone, device=self.torch_device())
 
     def _cache(self, matcher: Matcher, folder: Path) -> FeatureCache:
         from patchword.inference.cache import FeatureCache
@@ -164,6 +166,7 @@ class Match(OutputFlags):
             "command": "match",
             "patchword": __version__,
             "backbone": self.backbone,
+            "model": self.model,
             "box": None if box is None else list(box),
             "query": _digest(first),
             "other": None if second is None else _digest(second),

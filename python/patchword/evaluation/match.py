@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patchword.data.io import read_image
 from patchword.errors import DatasetError
@@ -25,8 +26,8 @@ from patchword.evaluation.report import (
 )
 from patchword.geometry import Matrix, from_index_coordinates, warp_points
 from patchword.matching import Matcher
-from patchword.metrics import average_precision, matching_accuracy
-from patchword.structures import ImageArray
+from patchword.metrics import area_under_curve, average_precision, matching_accuracy
+from patchword.structures import FloatArray, ImageArray
 
 # Points on which the dense field is read, whatever grid the backbone has.
 LATTICE_STEP = 16
@@ -41,12 +42,19 @@ HOMOGRAPHY_PROTOCOL = (
 OBJECT_PROTOCOL = (
     _POINTS + "Only points inside the object count. nn_accuracy: share within 20 pixels, mean over "
     "pairs. ap: average precision over all pixels of MatchResult.mask0 and mask1 against the "
-    "object's masks, mean of both pictures, mean over pairs."
+    "object's masks, mean of both pictures, mean over pairs. iou: intersection over union of the "
+    "masks above one half with the object's, the same means. auc: probability that a pair scores "
+    "above a picture a with a picture b of another pair, leaving out pairings that name the same "
+    "object or a common background."
 )
 
 
 def evaluate_match(
-    data_dir: str | Path, *, matcher: Matcher | None = None, progress: Progress = silent
+    data_dir: str | Path,
+    *,
+    matcher: Matcher | None = None,
+    apart: int = 0,
+    progress: Progress = silent,
 ) -> EvaluationReport:
     """Measure correspondences, and shared-region masks where the folder has them.
 
@@ -56,7 +64,9 @@ def evaluate_match(
 
     Args:
         data_dir: Labelled folder.
-        matcher: What is measured; the default one when None.
+        matcher: What is measured; the training-free one when None.
+        apart: With objects: pairings of each picture a with pictures b of other pairs, for the
+            metric ``auc``; 0 leaves it out.
         progress: Wraps the loop over pairs.
 
     Raises:
@@ -81,6 +91,12 @@ def evaluate_match(
         if len(examples) < MAX_EXAMPLES:
             examples.append(example)
     metrics = _means(items)
+    if shares_object and apart > 0:
+        others = [
+            matcher_score(chosen, Path(data_dir), records[first], records[second])
+            for first, second in apart_pairings(records, apart)
+        ]
+        metrics["auc"] = area_under_curve([item["score"] for item in items], others)
     protocol = OBJECT_PROTOCOL if shares_object else HOMOGRAPHY_PROTOCOL
     return EvaluationReport(metrics, items, protocol, tuple(examples))
 
@@ -118,10 +134,53 @@ def _measure_object(folder: Path, record: Record, matcher: Matcher) -> tuple[Rec
         "nn_accuracy": matching_accuracy(found.at(points), truth, within=20.0),
         "ap0": average_precision(result.mask0, mask0),
         "ap1": average_precision(result.mask1, mask1),
+        "iou0": _overlap(result.mask0, mask0),
+        "iou1": _overlap(result.mask1, mask1),
         "score": result.score,
     }
+    item["iou"] = (item["iou0"] + item["iou1"]) / 2
     item["ap"] = (item["ap0"] + item["ap1"]) / 2
     return item, beside(tint(image0, result.mask0), tint(image1, result.mask1))
+
+
+def apart_pairings(records: list[Record], count: int) -> list[tuple[int, int]]:
+    """Numbers of records whose pictures a and b share nothing by their descriptions.
+
+    Args:
+        records: With ``object``, ``background_a`` and ``background_b``, as far as they are known.
+        count: Pairings of each picture a, with the records that follow it.
+    """
+    found = []
+    for first, record in enumerate(records):
+        others = [
+            (first + step) % len(records)
+            for step in range(1, len(records))
+            if not _shares(record, records[(first + step) % len(records)])
+        ]
+        found += [(first, second) for second in others[:count]]
+    return found
+
+
+def matcher_score(matcher: Matcher, folder: Path, first: Record, second: Record) -> float:
+    """Score of picture a of one record and picture b of another."""
+    image0, image1 = read_image(folder / str(first["a"])), read_image(folder / str(second["b"]))
+    return matcher.pair_score(image0, image1)
+
+
+def _shares(first: Record, second: Record) -> bool:
+    if "object" in first and first["object"] == second.get("object"):
+        return True
+    backgrounds = [
+        {record[name] for name in ("background_a", "background_b") if name in record}
+        for record in (first, second)
+    ]
+    return bool(backgrounds[0] & backgrounds[1])
+
+
+def _overlap(mask: FloatArray, truth: npt.NDArray[np.bool_]) -> float:
+    """Intersection over union of a soft mask above one half."""
+    found = mask > 0.5
+    return float((found & truth).sum() / max(1, (found | truth).sum()))
 
 
 def visible_points(
@@ -148,7 +207,7 @@ def _size(image: ImageArray) -> tuple[int, int]:
 def _means(items: list[Record]) -> dict[str, float]:
     """Means over pairs of every number, then accuracy per level, or per pair where none is set."""
     metrics: dict[str, float] = {}
-    for key in ("nn_accuracy", "ap", "ap0", "ap1", "score"):
+    for key in ("nn_accuracy", "ap", "ap0", "ap1", "iou", "score"):
         values = [item[key] for item in items if key in item]
         if values:
             metrics[key] = float(np.nanmean(values))

@@ -34,3 +34,21 @@ def recall_at(ranks: npt.ArrayLike, k: int) -> float:
     """Share of queries whose true candidate is among the first ``k``; NaN for no queries."""
     values = np.asarray(ranks)
     return float((values <= k).mean()) if values.size else float("nan")
+
+
+def area_under_curve(positive: npt.ArrayLike, negative: npt.ArrayLike) -> float:
+    """Probability that a positive scores above a negative, ties counting half.
+
+    Args:
+        positive: Scores of any shape, larger is surer.
+        negative: The same.
+
+    Returns:
+        A number in [0, 1]; NaN when there are none of one kind.
+    """
+    wanted = np.asarray(positive, dtype=np.float64).ravel()
+    others = np.asarray(negative, dtype=np.float64).ravel()
+    if wanted.size == 0 or others.size == 0:
+        return float("nan")
+    above = (wanted[:, None] > others[None]).mean()
+    return float(above + 0.5 * (wanted[:, None] == others[None]).mean())

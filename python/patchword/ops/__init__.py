@@ -27,27 +27,30 @@ from patchword.ops.correspondence import (
     nearest_neighbors,
 )
 from patchword.ops.folded_heatmap import FoldedHeatmap, fold_units, folded_heatmap
+from patchword.ops.keypoint_join import KeypointJoin, keypoint_join
 from patchword.ops.mask_upsample import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.ops.match_score import match_score
 from patchword.ops.pamr import pamr
 from patchword.ops.patch_similarity import PackedQueries, pack_queries, patch_similarity
+from patchword.ops.point_infonce import pair_weights, point_infonce
 from patchword.ops.retrieval_ranks import RetrievalRanks, retrieval_ranks, score_ranks
 from patchword.ops.sample_features import sample_features
-from patchword.ops.weldon_pool import weldon_pool
 from patchword.ops.sru import sru
+from patchword.ops.weldon_pool import weldon_pool
 
 __all__ = [
     "OPS",
     "Backend",
     "CycleConsistency",
     "FoldedHeatmap",
+    "KeypointJoin",
     "Matches",
     "NearestNeighbors",
     "PackedQueries",
+    "RetrievalRanks",
     "attention",
     "co_attention",
     "confusion_counts",
-    "RetrievalRanks",
     "cycle_consistency",
     "dual_attention",
     "dual_softmax_matches",
@@ -56,6 +59,7 @@ __all__ = [
     "fold_units",
     "folded_heatmap",
     "intersection_and_union",
+    "keypoint_join",
     "mask_upsample",
     "match_logsumexp",
     "match_score",
@@ -63,8 +67,10 @@ __all__ = [
     "nearest_neighbors",
     "pack_queries",
     "pair_attention",
+    "pair_weights",
     "pamr",
     "patch_similarity",
+    "point_infonce",
     "retrieval_ranks",
     "sample_features",
     "score_ranks",
@@ -90,6 +96,7 @@ OPS: dict[str, str] = {
     "match_logsumexp": "correspondence",
     "mutual_nearest_neighbors": "correspondence",
     "nearest_neighbors": "correspondence",
+    "keypoint_join": "keypoint_join",
     "mask_upsample": "mask_upsample",
     "match_score": "match_score",
     "pamr": "pamr",

@@ -177,10 +177,10 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys."""
     flat: dict[str, Any] = {}
-    for key, value in plain.items():
+    for key, value in dict(plain).items():
         if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:

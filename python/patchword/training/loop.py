@@ -23,7 +23,7 @@ from patchword.inference.atomic import make_folder, write_json, write_text
 from patchword.inference.interrupt import stop_on_signal
 from patchword.inference.progress import Progress, silent
 from patchword.training.checkpoint import Checkpoints
-from patchword.training.config import TrainingConfig, flatten, to_plain, to_yaml
+from patchword.training.config import TrainingConfig, flatten, to_yaml
 from patchword.training.distributed import Processes
 from patchword.training.optim import WeightAverage, create_optimizer, set_learning_rate
 from patchword.training.sampling import MicroBatches, mixed_seed
@@ -341,10 +341,9 @@ class _Run:
                 f"fit: {printable(self.folder)} already holds a run. "
                 "Pass --resume to go on with it, or choose another folder."
             )
-        before = OmegaConf.to_container(OmegaConf.load(place))
-        assert isinstance(before, dict)
-        old = flatten({str(key): value for key, value in before.items()})
-        new = flatten(to_plain(self.whole_config))
+        # Both as YAML holds them, where a tuple is a list.
+        texts = place.read_text("utf-8"), to_yaml(self.whole_config)
+        old, new = (flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed:
             raise ConfigError(

@@ -12,8 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from patchword.cli.main import main
 from patchword.errors import DatasetError, OptionError, ShapeError
 from patchword.geometry import patch_centers
+from patchword.systems.segswap import (
+    PreprocessConfig,
+    Segswap,
+    SegSwapNetwork,
+    load_backbone,
+    make_config,
+    save_network,
+)
 from patchword.systems.segswap.cycles import pair_masks
 from patchword.systems.segswap.discovery import (
     DiscoveryOptions,
@@ -534,3 +543,30 @@ def test_discover_takes_pictures_or_a_folder(tmp_path: Path) -> None:
         discover(Reds(), [pictures[0]])
     with pytest.raises(ShapeError, match="at least two pictures"):
         relate_all(Reds(), [pictures[0]], read=np.asarray)
+
+
+def test_command_with_fresh_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the files to the report; untrained weights find nothing, and nothing fails."""
+    torch.manual_seed(0)
+    network = SegSwapNetwork(make_config("tiny", backbone="efficientnet-lite0"), load_backbone())
+    save_network(tmp_path / "fresh.safetensors", network)
+    system = Segswap(network.eval(), preprocess=PreprocessConfig(size=(96, 96)))
+    found = system.discover([disc((64, 80))[0], disc((80, 64))[0]])
+    assert [mask.shape for mask in found.masks] == [(160, 160)] * 2
+    fitted = Segswap(network, preprocess=PreprocessConfig(resize="fit", size=(96, 96)))
+    with pytest.raises(ShapeError, match="Load the system with resize squash"):
+        fitted.discover([disc((64, 80))[0], disc((80, 64))[0][:96]])
+    data = internet(tmp_path / "data")
+    words = ["evaluate", "segswap", "internet", "--data", str(data), "--size", "96"]
+    words += ["--checkpoint", str(tmp_path / "fresh.safetensors"), "--quiet"]
+    words += ["--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["result"]["metrics"]
+    assert set(metrics) >= {"precision", "jaccard", "jaccard_Car100", "nodes_Car100"}
+    assert (tmp_path / "out" / "evaluation.json").exists()
+    stamp = (tmp_path / "cache" / "Car100" / "start0_end3.npz").stat().st_mtime_ns
+    # Other settings of the graph need no second pass; other weights do.
+    assert main([*words, "--two-cycles", "--conf-th", "0.3"]) == 0
+    assert (tmp_path / "cache" / "Car100" / "start0_end3.npz").stat().st_mtime_ns == stamp
+    assert main([*words, "--sigma", "Car:5"]) == 2
+    assert "must read like" in capsys.readouterr().err

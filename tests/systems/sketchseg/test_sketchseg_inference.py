@@ -67,6 +67,17 @@ def test_a_category_is_isolated_at_several_thresholds():
     assert not result.isolate(1, 0.5)[:, :80].any()
 
 
+def test_heat_maps_are_the_scores_on_ink():
+    segmenter = SketchSegmenter(FakeEncoder())
+    result = segmenter.segment(sketch(), ["left", "right"])
+    located = segmenter.locate(sketch(), ["left", "right"])
+    assert (located.labels == result.labels).all()
+    assert (located.heatmaps[:, ~result.ink] == 0).all()
+    assert (located.heatmaps[:, result.ink] > 0).all()
+    np.testing.assert_allclose(located.heatmaps[1], result.category_scores(1), atol=1e-5)
+    np.testing.assert_allclose(located.scores, located.heatmaps.max(axis=(1, 2)))
+
+
 def test_a_sketch_is_encoded_once_for_any_words():
     encoder = FakeEncoder()
     segmenter = SketchSegmenter(encoder)
@@ -76,6 +87,14 @@ def test_a_sketch_is_encoded_once_for_any_words():
     assert encoder.encoded == 1
     assert first.texts == ("a", "b")
     assert second.maps.shape == (3, 7, 7)
+
+
+def test_many_sketches_are_labelled_in_order():
+    segmenter = SketchSegmenter(FakeEncoder())
+    sketches = [sketch(60 + i, 80) for i in range(6)]
+    results = list(segmenter.segment_each(sketches, ["a", "b"]))
+    assert [one.labels.shape[0] for one in results] == [60 + i for i in range(6)]
+    assert (results[5].labels == segmenter.segment(sketches[5], ["a", "b"]).labels).all()
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from sketch_models import TINY, published_shapes, tiny_model
+from sketch_models import TINY, published_shapes, tiny_model, twelve_blocks
 
+from patchword.backbones.clip import Clip
 from patchword.backbones.clip.preprocess import MEAN, STD
 from patchword.errors import OptionError, ShapeError
 from patchword.systems.sketchseg.adapter import ContextAdapter, StdNorm
@@ -175,3 +176,15 @@ def test_other_sizes_leave_positions_alone(model):
     before = model.visual.positional_embedding.clone()
     assert model.encode_image(torch.randn(1, 3, 160, 288)).shape == (1, 4 + 180, 32)
     assert model.visual.positional_embedding.equal(before)
+
+
+def test_starting_from_clip():
+    torch.manual_seed(4)
+    clip = Clip(TINY.clip)
+    model = SketchSegModel.from_clip(clip, prompts=2)
+    assert model.config.taps == (3, 3, 4)
+    assert SketchSegModel.from_clip(Clip(twelve_blocks().config.clip)).config.taps == (7, 10, 12)
+    assert model.visual.proj.equal(clip.visual.proj)
+    assert model.visual.proj is not clip.visual.proj
+    assert model.text is clip.text
+    assert model.encode_image(torch.zeros(1, 3, 224, 224)).shape == (1, 199, 32)

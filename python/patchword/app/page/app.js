@@ -92,7 +92,13 @@ redraw();
 
 const kind = () => document.querySelector("input[name=kind]:checked").value;
 for (const radio of document.querySelectorAll("input[name=kind]")) {
-  radio.addEventListener("change", () => ($("board").hidden = kind() !== "sketch"));
+  radio.addEventListener("change", () => {
+    const sketch = kind() === "sketch";
+    $("board").hidden = !sketch;
+    // Of a sketch all ink takes its best word at first, of a photograph only what is sure.
+    $("threshold").value = sketch ? 0 : 0.5;
+    $("threshold-value").textContent = (+$("threshold").value).toFixed(2);
+  });
 }
 
 async function picture() {

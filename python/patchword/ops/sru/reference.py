@@ -29,8 +29,8 @@ def sru_reference(
 ) -> tuple[Tensor, Tensor]:
     """Run ``gates [L, B, k, d]`` through time.
 
-    With ``u0 u1 u2 (u3)`` the gates of a step, ``c'`` the state before it and ``x`` either ``u3`` or
-    ``scale_x`` times ``highway [L, B, d]``::
+    With ``u0 u1 u2 (u3)`` the gates of a step, ``c'`` the state before it and ``x`` either ``u3``
+    or ``scale_x`` times ``highway [L, B, d]``::
 
         f = sigmoid(u1 + weight[:d] c' + bias[:d])
         r = sigmoid(u2 + weight[d:] c' + bias[d:])

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# top_count, bottom_count: how many values are added; top_divisor, bottom_divisor: what the sums are divided by.
+# top_count, bottom_count: how many values are added; top_divisor, bottom_divisor: what the sums are
+# divided by.
 Plan = tuple[int, int, float, float]
 
 
@@ -25,8 +26,8 @@ def weldon_pool_reference(maps: Tensor, plan: Plan) -> Tensor:
     """Pool ``maps [B, C, h, w]`` to ``[B, C]``.
 
     The sum of the ``top_count`` largest values over ``top_divisor`` plus the sum of the
-    ``bottom_count`` smallest over ``bottom_divisor``. Of equal values the one with the lowest index counts
-    first. Computes in float32, in float64 for float64 maps.
+    ``bottom_count`` smallest over ``bottom_divisor``. Of equal values the one with the lowest index
+    counts first. Computes in float32, in float64 for float64 maps.
     """
     top_count, bottom_count, top_divisor, bottom_divisor = plan
     compute = torch.float64 if maps.dtype == torch.float64 else torch.float32

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from patchword.backbones import create_backbone
-from patchword.metrics import average_precision
+from patchword.metrics import area_under_curve, average_precision
 from patchword.structures import ImageArray
 from patchword.systems.segswap.composites import CompositeConfig
 from patchword.systems.segswap.config import SegSwapConfig
@@ -205,9 +205,8 @@ class ComposedTask(Task):
             for name, values in self._measure(batch).items():
                 found.setdefault(name, []).extend(values)
         scores = found.pop("sharing"), found.pop("apart")
-        labels = np.repeat([1, 0], [len(scores[0]), len(scores[1])])
         means = {name: float(np.nanmean(values)) for name, values in found.items()}
-        return {**means, "auc": area_under_curve(np.concatenate(scores), labels)}
+        return {**means, "auc": area_under_curve(*scores)}
 
     def _measure(self, batch: ComposedBatch) -> dict[str, list[float]]:
         out0, out1 = self.model(batch.features[:, 0], batch.features[:, 1])
@@ -276,11 +275,3 @@ def soft_overlap(masks: Tensor, truth: Tensor) -> Tensor:
     both = (masks * truth).sum(dim=(1, 2))
     either = (masks + truth - masks * truth).sum(dim=(1, 2))
     return (1.0 - (both + 0.1) / (either + 0.1)).mean()
-
-
-def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Probability that a positive scores above a negative; ties count half."""
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    above = (positive[:, None] > negative[None]).mean()
-    ties = (positive[:, None] == negative[None]).mean()
-    return float(above + 0.5 * ties)

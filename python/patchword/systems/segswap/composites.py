@@ -146,7 +146,10 @@ class PairComposer:
             cut = cut[:, ::-1]
         side = self.config.size
         method = cv2.INTER_AREA if min(cut.shape[:2]) > side else cv2.INTER_LINEAR
-        return cv2.resize(np.ascontiguousarray(cut), (side, side), interpolation=method)
+        drawn: ImageArray = cv2.resize(
+            np.ascontiguousarray(cut), (side, side), interpolation=method
+        )
+        return drawn
 
     def _scene(self, rng: np.random.Generator) -> CompositePair:
         """One photograph seen twice, by different maps."""
@@ -318,9 +321,10 @@ def _warp(
     # OpenCV counts pixel centres at whole numbers.
     half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
     shifted = half @ matrix @ np.linalg.inv(half)
-    return cv2.warpPerspective(
+    drawn: npt.NDArray[Any] = cv2.warpPerspective(
         picture, shifted, (side, side), flags=cv2.INTER_LINEAR, borderValue=border
     )
+    return drawn
 
 
 def _cells(mask: FloatArray, stride: int) -> FloatArray:
@@ -348,5 +352,6 @@ def _finished(image: ImageArray, rng: np.random.Generator) -> ImageArray:
         image = (image + noise).clip(0, 255).astype(np.uint8)
     if rng.random() < 0.5:
         quality = int(rng.integers(50, 95))
-        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
+        code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        image = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), dtype=np.uint8)
     return image

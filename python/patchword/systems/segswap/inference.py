@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from patchword.systems.segswap import cycles, retrieval
 from patchword.systems.segswap.config import PreprocessConfig
 from patchword.systems.segswap.frames import PATCH, Frame, plan_frame, to_input
 from patchword.systems.segswap.model import SegSwapNetwork
+
+if TYPE_CHECKING:
+    from patchword.systems.segswap.discovery import Discovery
 
 _CONSISTENCY: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "none": cycles.raw_masks,
@@ -303,6 +306,23 @@ class Segswap:
         ]
         order = np.argsort(-scores, kind="stable")
         return [Ranked(int(index), float(scores[index]), names[index]) for index in order]
+
+    def discover(self, images: str | Path | Sequence[Any], **options: Any) -> Discovery:
+        """Find what most of the pictures show, and cut it out of each.
+
+        Args:
+            images: Folder, or at least two pictures.
+            options: ``options=``, ``cache=``, ``progress=`` and others of
+                :func:`patchword.systems.segswap.discovery.discover`.
+
+        Raises:
+            DatasetError: There are fewer than two pictures, or one cannot be read.
+            ShapeError: Pictures are resized to different shapes; load with ``resize="squash"``.
+            OutputError: The cache cannot be written.
+        """
+        from patchword.systems.segswap.discovery import discover
+
+        return discover(self, images, **options)
 
     def _described(self, image: Any, box: npt.ArrayLike | None = None) -> Described:
         if not isinstance(image, Described):

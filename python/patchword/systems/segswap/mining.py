@@ -186,8 +186,9 @@ def _gather(embedded: list[ImageTokens], numbers: Tensor) -> ImageTokens:
         present = [piece for piece in pieces if piece is not None]
         return torch.cat(present) if present else None
 
-    return replace(
+    joined: ImageTokens = replace(
         parts[0],
         tokens=torch.cat([part.tokens for part in parts]),
         maps=join([part.maps for part in parts]),
     )
+    return joined

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -23,6 +24,7 @@ from torch import Tensor
 from patchword.backbones import Backbone
 from patchword.errors import DatasetError
 from patchword.inference.atomic import write_bytes, write_json
+from patchword.structures import FloatArray
 from patchword.systems.segswap.composites import (
     FINE_STRIDE,
     STRIDE,
@@ -145,8 +147,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _cells(mask: np.ndarray, stride: int) -> np.ndarray:
+def _cells(mask: FloatArray, stride: int) -> npt.NDArray[np.uint8]:
     """Mean over square cells, 255 for all of the cell."""
     side = mask.shape[0] // stride
     mean = mask.reshape(side, stride, side, stride).mean(axis=(1, 3))
-    return (mean * 255).round().astype(np.uint8)
+    whole: npt.NDArray[np.uint8] = (mean * 255).round().astype(np.uint8)
+    return whole

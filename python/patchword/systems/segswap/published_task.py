@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from patchword.backbones import Backbone
 from patchword.errors import ConfigError
 from patchword.metrics import average_precision
 from patchword.structures import ImageArray
+from patchword.systems.segswap.annotations import read_coco, read_cutouts, read_published
 from patchword.systems.segswap.checkpoint import load_backbone, load_network
 from patchword.systems.segswap.config import SegSwapConfig
 from patchword.systems.segswap.data import (
@@ -176,10 +178,28 @@ class PublishedTask(Task):
     system = "segswap"
     model: SegSwapNetwork
 
-    def __init__(self, network: SegSwapConfig, config: PublishedConfig, *, seed: int = 0) -> None:
-        """Build the network and name the pairs; no picture is read yet."""
+    def __init__(
+        self,
+        network: SegSwapConfig,
+        config: PublishedConfig,
+        *,
+        seed: int = 0,
+        backbone: Backbone | None = None,
+    ) -> None:
+        """Build the network; no picture is read yet.
+
+        Args:
+            network: What is trained.
+            config: Losses, negatives, where pairs come from.
+            seed: Of the pairs and pools.
+            backbone: A loaded one instead of that of the configuration.
+        """
         self.config, self.seed = config, seed
-        self.backbone = load_backbone(config.backbone or None, name=network.backbone)
+        self.backbone = (
+            backbone
+            if backbone is not None
+            else load_backbone(config.backbone or None, name=network.backbone)
+        )
         if config.initial:
             self.model = load_network(config.initial)
             self.model.backbone = None
@@ -379,8 +399,6 @@ def open_pairs(config: PublishedConfig, *, seed: int) -> GeneratedPairs | Stored
         ConfigError: A path that the kind needs is not given.
         DatasetError: Files are missing or damaged.
     """
-    from patchword.systems.segswap import annotations
-
     pairs, recipe = config.pairs, config.recipe()
     needs: dict[str, Sequence[str]] = {
         "stored": ("folders",),
@@ -398,9 +416,9 @@ def open_pairs(config: PublishedConfig, *, seed: int) -> GeneratedPairs | Stored
     if pairs.kind == "regions":
         source = RegionSource.from_folder(pairs.images)
     elif pairs.kind == "cutouts":
-        source = annotations.read_cutouts(pairs.images)
+        source = read_cutouts(pairs.images)
     elif pairs.kind == "coco":
-        source = annotations.read_coco(pairs.images, pairs.annotations)
+        source = read_coco(pairs.images, pairs.annotations)
     else:
-        source = annotations.read_published(pairs.images, pairs.annotations)
+        source = read_published(pairs.images, pairs.annotations)
     return GeneratedPairs(source, recipe, seed=seed, length=pairs.length)

@@ -29,6 +29,7 @@ class MaskRefiner(nn.Module):
         )
         self.out = nn.Conv2d(width, 1, 1)
         nn.init.zeros_(self.out.weight)
+        assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 
     def forward(self, own: Tensor, other: Tensor, out0: Tensor, out1: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class SegswapPairs:
     def __init__(self, system: Segswap) -> None:
         """Take a system whose pictures all get the same grid."""
         self.system = system
+        self._grid: tuple[int, int] | None = None
 
     def fingerprint(self) -> str:
         """Digest of all weights, the preprocessing and the backbone's name."""
@@ -70,8 +71,18 @@ class SegswapPairs:
         return digest.hexdigest()
 
     def describe(self, image: ImageArray) -> Described:
-        """Describe a picture without keeping its pixels."""
+        """Describe a picture without keeping its pixels.
+
+        Raises:
+            ShapeError: Its grid is another one than that of the pictures before.
+        """
         described = self.system.describe(image)
+        self._grid = self._grid or described.tokens.grid
+        if described.tokens.grid != self._grid:
+            raise ShapeError(
+                f"discover: pictures must be resized to one shape, got grids {self._grid} and "
+                f"{described.tokens.grid}. Load the system with resize squash."
+            )
         return Described(described.features, described.tokens, described.frame)
 
     def features(self, described: Described) -> Tensor:
@@ -90,11 +101,6 @@ class SegswapPairs:
 
 def _join(tokens: Sequence[ImageTokens]) -> ImageTokens:
     """Make one batch of pictures of one grid."""
-    if len({one.grid for one in tokens}) != 1:
-        raise ShapeError(
-            "discover: pictures must be resized to one shape, got grids "
-            f"{sorted({one.grid for one in tokens})}. Load the system with resize squash."
-        )
     parts: dict[str, Any] = {}
     for field in fields(ImageTokens):
         values = [getattr(one, field.name) for one in tokens]

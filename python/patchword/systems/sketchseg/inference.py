@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,19 @@ from torch import Tensor
 from patchword import ops
 from patchword.data.sketches import read_sketch
 from patchword.errors import CheckpointError, OptionError
-from patchword.structures import FloatArray, ImageArray
+from patchword.structures import FloatArray, ImageArray, LocateResult
 from patchword.systems.sketchseg.encoder import SegmentOptions, SketchEncoder, SketchFeatures
 from patchword.systems.sketchseg.ink import InkMask, check_sketch, ink_mask
 from patchword.systems.sketchseg.scores import minmax, scores_at
 
 MAX_CATEGORIES = 2000
 """Most categories in one request; each costs 85 sentences when it is met first."""
+
+# Sketches read and encoded together when there are many.
+_TOGETHER = 4
+
+# Tells ink from paper in a heat map, whatever its score.
+_LEAST_HEAT = 1e-6
 
 SketchLabels = NDArray[np.int16]
 
@@ -198,6 +204,39 @@ class SketchSegmenter:
             return result
         kept = np.where(result.scores >= self.options.threshold, labels, np.int16(-1))
         return replace(result, labels=kept)
+
+    def segment_each(
+        self, sketches: Sequence[Any], texts: Sequence[str] | Categories
+    ) -> Iterator[SketchResult]:
+        """Label sketches in order, a few encoded in one pass, no more than those held at once.
+
+        Arguments and errors are those of :meth:`segment`.
+        """
+        categories = texts if isinstance(texts, Categories) else self.encode_texts(texts)
+        for start in range(0, len(sketches), _TOGETHER):
+            for one in self.extract_all(sketches[start : start + _TOGETHER]):
+                yield self.segment(one, categories)
+
+    def locate(self, image: Any, texts: Sequence[str] | Categories) -> LocateResult:
+        """The same as heat maps on the ink, for what takes the answers of a ``Localizer``.
+
+        Args:
+            image: As :meth:`segment`.
+            texts: As :meth:`segment`; each costs a map of the sketch's size.
+
+        Returns:
+            Heat is the score cut to [0, 1], at least 1e-6 on ink and 0 on paper.
+        """
+        result = self.segment(image, texts)
+        heat = np.stack([result.category_scores(k) for k in range(len(result.texts))])
+        heat = np.where(result.ink, heat.clip(_LEAST_HEAT, 1), 0).astype(np.float32)
+        return LocateResult(
+            texts=result.texts,
+            heatmaps=heat,
+            labels=result.labels.astype(np.int64),
+            scores=heat.reshape(len(heat), -1).max(axis=1),
+            image=result.image,
+        )
 
 
 def _labels(maps: Tensor, ink: InkMask, mode: Literal["bilinear", "bicubic"]) -> Tensor:

@@ -58,9 +58,18 @@ class SketchSegModel(nn.Module):
     def from_clip(cls, clip: Clip, prompts: int = 3) -> SketchSegModel:
         """Start training from CLIP's weights with new prompts and a new adapter.
 
-        The text tower is shared with ``clip``; the image tower is copied.
+        The text tower is shared with ``clip``; the image tower is copied. Towers of other depth
+        than twelve blocks get the value-value path in their second half, too.
         """
-        model = cls(SketchSegConfig(clip=clip.config, prompts=prompts))
+        layers = clip.config.image.layers
+        start = layers // 2 + 1
+        config = SketchSegConfig(
+            clip=clip.config,
+            prompts=prompts,
+            dual_start=start,
+            taps=(start, max(start, 5 * layers // 6), layers),
+        )
+        model = cls(config)
         model.visual.load_state_dict(clip.visual.state_dict(), strict=True)
         model.text = clip.text
         return model

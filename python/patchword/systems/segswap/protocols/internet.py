@@ -163,8 +163,10 @@ def evaluate_internet(
                 )
             )
     means = np.array(found).mean(axis=0)
-    summary = {"precision": float(means[0]), "jaccard": float(means[1])}
-    return EvaluationReport({**summary, **metrics}, items, _words(options), tuple(examples))
+    summary = {"precision": float(means[0]), "jaccard": float(means[1]), **metrics}
+    # A class whose pictures all lack the object has no Jaccard index.
+    measured = {name: value for name, value in summary.items() if not np.isnan(value)}
+    return EvaluationReport(measured, items, _words(options), tuple(examples))
 
 
 def _discover(

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled form: two registered phases, allocation between them, and when it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchword import _library
+from patchword._library import C
+
+# As kJoinParts in kernels/keypoint_join/keypoint_join.h.
+_PARTS = 4
+
+
+def refuse(ids: Tensor, *rest: Tensor, **options: Any) -> str | None:
+    """Why the compiled kernel cannot run these inputs, or None when it can."""
+    return _library.refuse_device(ids)
+
+
+def _fake_count(ids: Tensor, offsets: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    counts = ids.new_empty((pairs.shape[0], _PARTS))
+    return counts, ids.new_empty((offsets.shape[0] - 1,), dtype=torch.uint8)
+
+
+def _count(ids: Tensor, offsets: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    counts, flags = _fake_count(ids, offsets, pairs)
+    device, stream, threads = _library.runtime(ids)
+    C.keypoint_join_count(
+        device,
+        stream,
+        threads,
+        ids.data_ptr(),
+        offsets.data_ptr(),
+        pairs.data_ptr(),
+        ids.shape[0],
+        flags.shape[0],
+        pairs.shape[0],
+        counts.data_ptr(),
+        flags.data_ptr(),
+    )
+    return counts, flags
+
+
+def _fake_fill(
+    ids: Tensor, offsets: Tensor, pairs: Tensor, flags: Tensor, starts: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
+    return ids.new_empty((capacity,)), ids.new_empty((capacity,))
+
+
+def _fill(
+    ids: Tensor, offsets: Tensor, pairs: Tensor, flags: Tensor, starts: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
+    rows0, rows1 = _fake_fill(ids, offsets, pairs, flags, starts, capacity)
+    if capacity == 0:
+        return rows0, rows1
+    device, stream, threads = _library.runtime(ids)
+    C.keypoint_join_fill(
+        device,
+        stream,
+        threads,
+        ids.data_ptr(),
+        offsets.data_ptr(),
+        pairs.data_ptr(),
+        ids.shape[0],
+        flags.shape[0],
+        pairs.shape[0],
+        flags.data_ptr(),
+        starts.data_ptr(),
+        rows0.data_ptr(),
+        rows1.data_ptr(),
+        capacity,
+    )
+    return rows0, rows1
+
+
+_count_op = _library.register(
+    "keypoint_join_count(Tensor ids, Tensor offsets, Tensor pairs) -> (Tensor, Tensor)",
+    _count,
+    _fake_count,
+)
+_fill_op = _library.register(
+    "keypoint_join_fill(Tensor ids, Tensor offsets, Tensor pairs, Tensor flags, Tensor starts, "
+    "SymInt capacity) -> (Tensor, Tensor)",
+    _fill,
+    _fake_fill,
+)
+
+
+def keypoint_join_native(
+    ids: Tensor, offsets: Tensor, pairs: Tensor, capacity: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Same contract as :func:`keypoint_join_reference`."""
+    ids, offsets, pairs = ids.contiguous(), offsets.contiguous(), pairs.contiguous()
+    plain = _library.plain_eager(ids, offsets, pairs)
+    counts, flags = (_count if plain else _count_op)(ids, offsets, pairs)
+    starts = torch.nn.functional.pad(counts.flatten().cumsum(0), (1, 0))
+    # The one read of a number from the device; a capacity given beforehand avoids it.
+    size = int(starts[-1]) if capacity is None else capacity
+    fill = _fill if plain else _fill_op
+    rows0, rows1 = fill(ids, offsets, pairs, flags, starts, size)
+    return starts[::_PARTS], rows0, rows1, flags
