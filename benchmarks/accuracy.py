@@ -407,3 +407,36 @@ class HeatGate:
             return Verdict(float("inf"), 2 * DOT_TOLERANCE, result.numel())
         error = (result - self._oracle).abs() / self._norms
         return Verdict(_most(error.flatten()), 2 * DOT_TOLERANCE)
+class AttentionGate:
+    """Outputs of attention streams, or the gradients of one, by relative Frobenius error."""
+
+    def __init__(self, streams: Sequence[tuple[Tensor, ...]], seed: Tensor | None = None) -> None:
+        """Store queries, keys and values of each stream, and the gradient of the only output."""
+        self._streams, self._seed = streams, seed
+        narrow = streams[0][0].dtype != torch.float32
+        self._tolerance = (4e-3 if narrow else 2e-6) if seed is None else (1e-2 if narrow else 1e-5)
+
+    @cached_property
+    def _oracle(self) -> list[Tensor]:
+        attend = torch.nn.functional.scaled_dot_product_attention
+        wide = [[t.detach().double() for t in stream] for stream in self._streams]
+        if self._seed is None:
+            return [attend(*stream) for stream in wide]
+        tensors = [t.requires_grad_() for t in wide[0]]
+        return list(torch.autograd.grad(attend(*tensors), tensors, self._seed.double()))
+
+    def __call__(self, output: Any, part: str) -> Verdict | None:
+        """Judge a tensor or a tuple of them; joined tokens count as the streams end to end."""
+        if part == "other":
+            return None
+        results = [output] if isinstance(output, Tensor) else list(output)
+        oracle = self._oracle
+        if len(results) < len(oracle):
+            oracle = [torch.cat(oracle, 2)]
+        error = 0.0
+        for result, want in zip(results, oracle, strict=True):
+            if result.shape != want.shape:
+                return Verdict(float("inf"), self._tolerance, result.numel())
+            got = as_tensor(result).double()
+            error = max(error, float(((got - want).norm() / want.norm()).nan_to_num(torch.inf)))
+        return Verdict(error, self._tolerance)

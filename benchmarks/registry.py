@@ -28,6 +28,7 @@ EACH_ALONE = "each alone, summed"
 """The one comparison of a sharing row: the sum of its peers' times."""
 
 OP_MODULES = (
+    "benchmarks.ops.attention",
     "benchmarks.ops.correspondence",
     "benchmarks.ops.patch_similarity",
     "benchmarks.ops.mask_upsample",

@@ -100,16 +100,11 @@ def pool(inputs: Inputs, backend: str) -> Run:
 
 def pool_gradient(inputs: Inputs, backend: str) -> Run:
     """Top and bottom means and the gradient of their sum."""
-    import torch
+    from benchmarks.peers.pooling import gradient_of, trainable
 
-    function = find_op("weldon_pool")
-
-    def run() -> Any:
-        leaf = inputs["maps"].detach().requires_grad_()
-        pooled = function(leaf, inputs["k_max"], inputs["k_min"], backend=backend)
-        return torch.autograd.grad(pooled.sum(), leaf)[0]
-
-    return run
+    pool_maps = partial(find_op("weldon_pool"), backend=backend)
+    options = inputs["k_max"], inputs["k_min"]
+    return partial(gradient_of, pool_maps, trainable(inputs["maps"]), *options)
 
 
 def count_pairs(inputs: Inputs, backend: str) -> Run:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top and bottom means, joint label counts and folded heat maps, as written in PyTorch and NumPy."""
+"""Top and bottom means, joint label counts and folded heat maps as written in PyTorch and NumPy."""
 
 from __future__ import annotations
 
@@ -31,9 +31,16 @@ def _sort(maps: Tensor, k_max: int, k_min: int) -> Tensor:
     return pooled + ordered[..., -k_min:].mean(-1) if k_min else pooled
 
 
-def _backward(pool: Callable[..., Tensor], maps: Tensor, k_max: int, k_min: int) -> Tensor:
-    leaf = maps.detach().requires_grad_()
-    return torch.autograd.grad(pool(leaf, k_max, k_min).sum(), leaf)[0]
+def trainable(maps: Tensor) -> Tensor:
+    """Return a copy that gradients can reach although rows are measured in inference mode."""
+    with torch.inference_mode(False):
+        return maps.clone().requires_grad_()
+
+
+def gradient_of(pool: Callable[..., Tensor], maps: Tensor, *options: Any) -> Tensor:
+    """Return the gradient of the sum of the pooled maps."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return torch.autograd.grad(pool(maps, *options).sum(), maps)[0]
 
 
 def _pooling_arguments(inputs: Inputs) -> tuple[Any, ...]:
@@ -50,14 +57,25 @@ def sort(inputs: Inputs) -> Prepared:
     return _sort, _pooling_arguments(inputs)
 
 
+def _amax(maps: Tensor) -> Tensor:
+    return maps.amax((2, 3))
+
+
+def amax(inputs: Inputs) -> Prepared:
+    """The maximum of every map."""
+    return _amax, (inputs["maps"],)
+
+
 def topk_gradient(inputs: Inputs) -> Prepared:
     """Two calls of topk and the gradient of the sum of the result."""
-    return partial(_backward, _topk), _pooling_arguments(inputs)
+    maps, *options = _pooling_arguments(inputs)
+    return partial(gradient_of, _topk), (trainable(maps), *options)
 
 
 def sort_gradient(inputs: Inputs) -> Prepared:
     """One sort and the gradient of the sum of the result."""
-    return partial(_backward, _sort), _pooling_arguments(inputs)
+    maps, *options = _pooling_arguments(inputs)
+    return partial(gradient_of, _sort), (trainable(maps), *options)
 
 
 def _bincount(prediction: Tensor, target: Tensor, classes: int) -> Tensor:

@@ -98,22 +98,49 @@ PW_DEVICE int64_t source_row(const RetrievalRanksParams& p, const Plan& plan, in
   return item >= 0 && item < p.columns ? item : -1;
 }
 
+// One side of the plan, picked on the host: indexed at run time, a kernel's parameters would be
+// copied to the stack.
+struct SidePlan {
+  int which;
+  const void* source;
+  int64_t row_stride, element_stride;
+  int64_t rows, operand, factor, limit, count;
+  int64_t* ranks;
+};
+
+SidePlan side_of(const RetrievalRanksParams& p, const Plan& plan, int side) {
+  const bool queries = side == kQueries;
+  const int64_t* stride = queries ? p.queries_stride : p.gallery_stride;
+  SidePlan picked{};
+  picked.which = side;
+  picked.source = queries ? p.queries : p.gallery;
+  picked.row_stride = stride[0];
+  picked.element_stride = stride[1];
+  picked.rows = plan.rows[side];
+  picked.operand = plan.operand[side];
+  picked.factor = plan.factor[side];
+  if (side != kTruth) {
+    picked.limit = plan.limit[side];
+    picked.count = plan.count[side];
+    picked.ranks = queries ? p.ranks0 : p.ranks1;
+  }
+  return picked;
+}
+
 // A warp prepares one padded row, scaled by a power of two so that its largest element lies in
 // [2^14, 2^15): exact, and the low halves of float32 then stay far from Half's subnormals.
 template <class T>
 PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
-    prepare_rows(const RetrievalRanksParams p, const Plan plan, int side) {
+    prepare_rows(const RetrievalRanksParams p, const Plan plan, const SidePlan side) {
   using Operand = typename OperandOf<T>::Type;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + simt::warp_id();
-  if (row >= plan.rows[side]) return;
+  if (row >= side.rows) return;
   const int lane = static_cast<int>(simt::lane_id());
-  const int64_t source = source_row(p, plan, side, row);
-  const int64_t* stride = side == kQueries ? p.queries_stride : p.gallery_stride;
-  const T* from = static_cast<const T*>(side == kQueries ? p.queries : p.gallery) +
-                  (source < 0 ? 0 : source * stride[0]);
+  const int64_t source = source_row(p, plan, side.which, row);
+  const T* from = static_cast<const T*>(side.source) + (source < 0 ? 0 : source * side.row_stride);
   float largest = 0.0f;
   for (int64_t d = lane; source >= 0 && d < p.dim; d += 32) {
-    largest = fmaxf(largest, fabsf(to_float(from[d * stride[1]])));
+    largest = fmaxf(largest, fabsf(to_float(from[d * side.element_stride])));
   }
   largest = simt::warp_reduce(largest, simt::Max{});
   int exponent = 0;
@@ -124,20 +151,21 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
     exponent = exponent > 126 ? 126 : exponent;
   }
   const float scale = power_of_two(exponent);
-  Operand* high = at<Operand>(p, plan.operand[side]) + row * plan.depth;
+  Operand* high = at<Operand>(p, side.operand) + row * plan.depth;
   for (int64_t d = lane; d < plan.depth; d += 32) {
-    const float x = source >= 0 && d < p.dim ? to_float(from[d * stride[1]]) * scale : 0.0f;
+    const float x =
+        source >= 0 && d < p.dim ? to_float(from[d * side.element_stride]) * scale : 0.0f;
     high[d] = from_float<Operand>(x);
     if constexpr (OperandOf<T>::kSplit) {
-      high[plan.rows[side] * plan.depth + d] = from_float<Operand>(x - to_float(high[d]));
+      high[side.rows * plan.depth + d] = from_float<Operand>(x - to_float(high[d]));
     }
   }
   if (lane != 0) return;
-  at<float>(p, plan.factor[side])[row] = power_of_two(-exponent);
-  if (side == kTruth) return;
-  at<int32_t>(p, plan.count[side])[row] = 0;
-  at<RankLimit>(p, plan.limit[side])[row] = nobody();
-  if (side == kGallery) at<uint64_t>(p, plan.best)[row] = 0;
+  at<float>(p, side.factor)[row] = power_of_two(-exponent);
+  if (side.which == kTruth) return;
+  at<int32_t>(p, side.count)[row] = 0;
+  at<RankLimit>(p, side.limit)[row] = nobody();
+  if (side.which == kGallery) at<uint64_t>(p, plan.best)[row] = 0;
 }
 
 // Takes a true score into account on the gallery's side: score first, then the larger index.
@@ -282,12 +310,11 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
 }
 
 PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
-    write_ranks(const RetrievalRanksParams p, const Plan plan, int side) {
+    write_ranks(const RetrievalRanksParams p, const SidePlan side) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= (side == kQueries ? p.rows : p.columns)) return;
-  const RankLimit limit = at<const RankLimit>(p, plan.limit[side])[i];
-  const int32_t counted = at<const int32_t>(p, plan.count[side])[i];
-  (side == kQueries ? p.ranks0 : p.ranks1)[i] = rank_of(limit, p.ties, counted);
+  if (i >= (side.which == kQueries ? p.rows : p.columns)) return;
+  const RankLimit limit = at<const RankLimit>(p, side.limit)[i];
+  side.ranks[i] = rank_of(limit, p.ties, at<const int32_t>(p, side.count)[i]);
 }
 
 // A warp per row of given scores.
@@ -326,7 +353,7 @@ simt::Status ranks_as(const RetrievalRanksParams& p, void* stream) {
   for (int side = 0; side < 3 && status.ok(); ++side) {
     if (plan.rows[side] == 0) continue;
     status = PW_LAUNCH((prepare_rows<T>), blocks_for(plan.rows[side], kThreads / 32), kThreads, 0,
-                       stream, p, plan, side);
+                       stream, p, plan, side_of(p, plan, side));
   }
   if (status.ok()) {
     status = PW_RAISE_DYNAMIC_SHARED((find_limits<Operand, kSplit>), Tile::kSharedBytes);
@@ -349,7 +376,8 @@ simt::Status ranks_as(const RetrievalRanksParams& p, void* stream) {
   }
   for (int side = 0; side < 1 + both && status.ok(); ++side) {
     const int64_t rows = side == kQueries ? p.rows : p.columns;
-    status = PW_LAUNCH(write_ranks, blocks_for(rows, kThreads), kThreads, 0, stream, p, plan, side);
+    status = PW_LAUNCH(write_ranks, blocks_for(rows, kThreads), kThreads, 0, stream, p,
+                       side_of(p, plan, side));
   }
   return status;
 }

@@ -72,11 +72,12 @@ def check_gradients(
     """``function(*tensors, backend)`` natively against the reference in float64."""
     results = function(*tensors, backend="native")
     # A log-sum-exp of -inf has no gradient to hand in.
-    seeds = [torch.where(r.cpu().isfinite(), torch.randn(r.shape), 0.0).to(r.dtype) for r in results]
+    seeds = [
+        torch.where(r.cpu().isfinite(), torch.randn(r.shape), 0.0).to(r.dtype) for r in results
+    ]
     wide = [t.detach().cpu().double() for t in tensors]
     want = gradients(lambda *t: function(*t, backend="reference"), wide, seeds)
     got = gradients(lambda *t: function(*t, backend="native"), tensors, seeds)
     for i, (mine, oracle) in enumerate(zip(got, want, strict=True)):
         assert mine.dtype == tensors[i].dtype
         assert_gradient(mine, oracle, f"{what}: input {i}")
-

@@ -252,9 +252,7 @@ def test_gradients_of_pairs_and_ragged_sets():
     mask = torch.rand(2, 30) > 0.3
 
     def pair(*t: Tensor, backend: str):
-        return pair_attention(
-            *t, cross=True, key_mask1=mask, return_lse=True, backend=backend
-        )
+        return pair_attention(*t, cross=True, key_mask1=mask, return_lse=True, backend=backend)
 
     check_gradients(pair, (*sets[0], *sets[1]), "pair")
     offsets = ragged([5, 0, 12])

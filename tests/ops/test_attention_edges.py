@@ -211,9 +211,7 @@ def test_errors():
     with raises(ShapeError, r"co_attention: q0 must have shape \[T, H, d\] with offsets"):
         co_attention(q, q, q, k, k, k, offsets0=offsets)
     with raises(OptionError, r"co_attention: key_lengths0 must be absent for packed keys"):
-        co_attention(
-            *[packed] * 3, k, k, k, offsets0=offsets, key_lengths0=torch.tensor([1, 1])
-        )
+        co_attention(*[packed] * 3, k, k, k, offsets0=offsets, key_lengths0=torch.tensor([1, 1]))
     with raises(ShapeError, r"attention: offsets must have shape \[B \+ 1\], got \[0\]"):
         attention(packed, packed, packed, offsets=offsets[:0])
 
@@ -256,6 +254,8 @@ def test_opcheck():
 
 
 @native
+# torch.compile makes an instance itself while it traces the gradient.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_without_graph_breaks():
     sets = [make((1, 2, n, n, 8)) for n in (5, 7)]
     mask = torch.rand(1, 7) > 0.3

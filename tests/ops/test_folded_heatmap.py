@@ -159,7 +159,8 @@ def test_folding_first_changes_nothing(backend):
         want = (text[t, chosen].double().abs()[None, :, None, None] * units[:, chosen]).sum(1)
         assert_within(direct.heat[:, t], want, 1e-4, "unfolded")
     own = folded_heatmap(maps, text.expand(2, 3, 20), projection, 6, backend=backend)
-    assert torch.equal(own.heat, direct.heat)
+    # Plain torch may add up another batch of texts in another order.
+    assert_within(own.heat, direct.heat, 0.0 if backend == "native" else 1e-4, "texts per image")
 
 
 @native

@@ -70,6 +70,8 @@ class DataSegswap(OutputFlags):
     """Size of a single object relative to the picture."""
     scale_two: Annotated[tuple[float, float], tyro.conf.arg(metavar="MIN MAX")] = (0.5, 1.0)
     """Size of one of two objects relative to its box."""
+    min_contrast: float = 0.0
+    """Smallest standard deviation of an object's brightness; above 0 it leaves out plain sky."""
     blend: Literal["poisson", "opencv", "feather"] = "poisson"
     """How objects are pasted; opencv is the same equation, solved by OpenCV."""
     compat: tuple[str, ...] = ()
@@ -144,6 +146,7 @@ class DataSegswap(OutputFlags):
             scale_one=self.scale_one,
             scale_two=self.scale_two,
             dilation=self.dilation,
+            min_contrast=self.min_contrast,
             blend=self.blend,
             compat=faults,
         )

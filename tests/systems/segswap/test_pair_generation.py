@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from pair_pictures import SMALL, annotation, coco, photographs, rectangle
+from PIL import Image
 
 from patchword.cli.main import main
 from patchword.data.io import read_image
@@ -130,6 +131,25 @@ def test_stylised_composite_unless_the_fault_is_kept(source: RegionSource) -> No
     assert faulty.to_style(pair) is pair.plain1
     single = make_pair(source, replace(SMALL, two_objects=0.0), 0, 0)
     assert faulty.to_style(single) is single.image1
+
+
+def test_plain_objects_are_passed_over(tmp_path: Path) -> None:
+    """One half of every photograph is grey, the other noise."""
+    rng = np.random.default_rng(0)
+    for k in range(2):
+        image = np.full((120, 160, 3), 128, np.uint8)
+        image[:, 80:] = np.kron(rng.integers(0, 256, (15, 10, 3)), np.ones((8, 8, 1))).astype(
+            np.uint8
+        )
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    plain = RegionSource.from_folder(tmp_path, blobs=1.0)
+    for contrast, least, most in ((0.0, 0, 15), (25.0, 18, 20)):
+        recipe = replace(SMALL, two_objects=0.0, border_crop=0.0, min_contrast=contrast)
+        pairs = [make_pair(plain, recipe, 0, index) for index in range(20)]
+        # The object's centre of mass in picture 0, of ten columns.
+        columns = [np.average(np.arange(10), weights=p.target0[2].sum(axis=0)) for p in pairs]
+        textured = sum(column > 3.5 for column in columns)
+        assert least <= textured <= most
 
 
 def test_hopeless_scenes_end_with_a_sentence(

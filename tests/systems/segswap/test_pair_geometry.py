@@ -347,6 +347,7 @@ def test_published_inverse_is_off_where_the_corrected_is_not() -> None:
         ({"angle_min": 20.0}, "angles"),
         ({"scale_one": (0.0, 1.0)}, "scale_one"),
         ({"dilation": -1}, "dilation"),
+        ({"min_contrast": -1.0}, "min_contrast"),
         ({"tps_grids": ()}, "tps_grids"),
         ({"two_objects": 1.5}, "two_objects"),
         ({"compat": frozenset({"T99"})}, "T99"),

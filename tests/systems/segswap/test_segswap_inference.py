@@ -322,3 +322,10 @@ def test_stand_in_backbone_is_like_the_real_one():
     assert Colours().describe(torch.rand(1, 3, 32, 48)).shape == (1, 304, 2, 3)
     blocks = EfficientNetLite0().blocks
     assert blocks[10].project.conv.out_channels + blocks[14].project.conv.out_channels == 304
+
+
+def test_discover_cuts_one_mask_a_picture(network):
+    masks = system(network).discover([picture(60, 90), picture(120, 70, 1), picture(96, 96)]).masks
+    assert [mask.shape for mask in masks] == [(60, 90), (120, 70), (96, 96)]
+    with pytest.raises(DatasetError, match="at least 2 pictures"):
+        system(network).discover([picture(60, 90)])

@@ -94,7 +94,9 @@ class _Call:
 
     def _stream(self, parts: Parts, out: Tensor, lse: Tensor | None) -> tuple[int, ...]:
         q, k, v, mask, lengths, query_offsets, key_offsets = parts
-        assert q is not None and k is not None and v is not None
+        assert q is not None
+        assert k is not None
+        assert v is not None
         q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
         if mask is not None:
             mask = mask.contiguous() if mask.stride(-1) != 1 else mask
@@ -179,7 +181,8 @@ def _results(
     first = outs[0]
     other = outs[1] if len(outs) > 1 else first.new_empty(0)
     lse1 = lses[1] if len(lses) > 1 else first.new_empty(0, dtype=torch.float32)
-    assert lses[0] is not None and lse1 is not None
+    assert lses[0] is not None
+    assert lse1 is not None
     return first, other, lses[0], lse1
 
 

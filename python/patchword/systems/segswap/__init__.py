@@ -11,13 +11,9 @@ from patchword.errors import OptionError
 from patchword.systems.segswap.checkpoint import load_backbone, load_network, save_network
 from patchword.systems.segswap.config import PreprocessConfig, SegSwapConfig, make_config
 from patchword.systems.segswap.convert import convert_file, from_published
-from patchword.systems.segswap.inference import (
-    Ranked,
-    Segswap,
-    SegswapOptions,
-    published_options,
-)
+from patchword.systems.segswap.inference import Ranked, Segswap
 from patchword.systems.segswap.model import SegSwapNetwork
+from patchword.systems.segswap.options import SegswapOptions, published_options
 
 __all__ = [
     "PreprocessConfig",

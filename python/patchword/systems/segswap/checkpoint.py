@@ -46,7 +46,7 @@ def save_network(
     Raises:
         OutputError: The file cannot be written.
     """
-    tensors = dict(network.state_dict())
+    tensors = _trained(network.state_dict())
     if isinstance(network.backbone, ResNet50Backbone):
         state = network.backbone.network.state_dict()
         tensors |= {f"backbone.{name}": tensor for name, tensor in state.items()}
@@ -96,9 +96,10 @@ def load_network(
         )
     wanted = normalisation or config.preprocess.normalisation
     backbone = _backbone(config.backbone, tensors, device, wanted)
-    network = SegSwapNetwork(config, backbone)
-    state = {k: v for k, v in tensors.items() if not k.startswith("backbone.")}
-    load_strictly(network, state, path.name)
+    # The backbone has its own names in the file, so it joins after the trained part is checked.
+    network = SegSwapNetwork(config)
+    load_strictly(network, _trained(tensors), path.name)
+    network.backbone = backbone
     return network.to(device or "cpu").eval()
 
 
@@ -138,6 +139,11 @@ def default_weights() -> Path:
             f"{'/'.join(_DEFAULT)}. Pass checkpoint=, or train one with patchword train segswap."
         )
     return path
+
+
+def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors but the frozen backbone's."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.")}
 
 
 def _config(path: Path, header: Mapping[str, Any]) -> SegSwapConfig:

@@ -136,6 +136,10 @@ def _compose(
         masks = [dilate_cross(outline.mask(photograph), steps) for outline in scene.outlines]
         if any(not mask.any() for mask in masks):
             raise RejectedSceneError
+        if recipe.min_contrast > 0 and min(_contrast(photograph, mask) for mask in masks) < (
+            recipe.min_contrast
+        ):
+            raise RejectedSceneError
         if count == 2 and bool(cv2.bitwise_and(masks[0], masks[1]).any()):
             raise RejectedSceneError
     cropped = count == 1 and float(rng.random()) < recipe.border_crop
@@ -163,6 +167,15 @@ def _compose(
     with clock.stage("correspondences"):
         target0, target1 = _targets(flows, final, recipe)
     return ComposedPair(image0, image1, plain1, target0, target1, count)
+
+
+def _contrast(photograph: Pixels, mask: Pixels) -> float:
+    """Standard deviation of the brightness under a mask."""
+    x, y, width, height = cv2.boundingRect(mask)
+    place = (slice(y, y + height), slice(x, x + width))
+    grey = cv2.cvtColor(np.ascontiguousarray(photograph[place]), cv2.COLOR_RGB2GRAY)
+    _, deviation = cv2.meanStdDev(grey, mask=np.ascontiguousarray(mask[place]))
+    return float(deviation[0, 0])
 
 
 def _draw_layer(recipe: PairRecipe, rng: np.random.Generator, count: int) -> LayerDraw:

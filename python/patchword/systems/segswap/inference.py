@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from patchword.data.folders import list_images
 from patchword.data.io import printable, read_image
 from patchword.errors import OptionError
 from patchword.geometry import check_box, patch_centers
+from patchword.inference.progress import Progress, silent
 from patchword.masks import guided_refine
 from patchword.nn.cross_transformer import ImageTokens
 from patchword.structures import CorrespondenceField, FloatArray, ImageArray, MatchResult
@@ -27,66 +28,10 @@ from patchword.systems.segswap import cycles, retrieval
 from patchword.systems.segswap.config import PreprocessConfig
 from patchword.systems.segswap.frames import PATCH, Frame, plan_frame, to_input
 from patchword.systems.segswap.model import SegSwapNetwork
+from patchword.systems.segswap.options import CONSISTENCY, SegswapOptions, default_options
 
 if TYPE_CHECKING:
-    from patchword.systems.segswap.discovery import Discovery
-
-_CONSISTENCY: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "none": cycles.raw_masks,
-    "pair": cycles.pair_masks,
-    "demo": cycles.demo_masks,
-}
-
-
-@dataclass(frozen=True)
-class SegswapOptions:
-    """Settings of :class:`Segswap`.
-
-    Attributes:
-        consistency: Which masks are returned: ``"none"`` the network's own, ``"pair"`` each times
-            the other seen from it, ``"demo"`` there and back as in the published notebook.
-        refine: Pull the edges of the masks to those of the pictures; the published code does not.
-        rounding: Cell that a predicted place means in scores: ``"cell"`` the one that holds it,
-            ``"published"`` ``round(x (w - 1))`` (trap T10).
-        min_match: Least agreement of both masks for a cell to be listed as a match.
-        max_matches: Longest list of matches.
-        score_cells: Share of the cells, the surest ones, that a pair's score is the mean of.
-        batch: Pairs, or pictures to describe, in one call of the network.
-        box_share: A query box is enlarged until its longest side is this share of the input's.
-    """
-
-    consistency: Literal["none", "pair", "demo"] = "none"
-    refine: bool = True
-    rounding: retrieval.Rounding = "cell"
-    min_match: float = 0.25
-    max_matches: int = 1000
-    score_cells: float = 0.01
-    batch: int = 32
-    box_share: float = 0.25
-
-    def __post_init__(self) -> None:
-        """Refuse values that are not documented.
-
-        Raises:
-            OptionError: With the value.
-        """
-        if self.consistency not in _CONSISTENCY:
-            raise OptionError(
-                f"SegswapOptions: consistency must be one of {', '.join(_CONSISTENCY)}, "
-                f"got {self.consistency!r}."
-            )
-        if self.batch < 1 or not 0 < self.score_cells <= 1 or not 0 < self.box_share <= 1:
-            raise OptionError(
-                "SegswapOptions: batch must be at least 1, score_cells and box_share in (0, 1], "
-                f"got {self.batch}, {self.score_cells:g} and {self.box_share:g}."
-            )
-
-
-def published_options(**changes: Any) -> SegswapOptions:
-    """Options that follow the published code bit for bit where it differs (``compat``)."""
-    return replace(
-        SegswapOptions(consistency="demo", refine=False, rounding="published"), **changes
-    )
+    from patchword.systems.segswap.discovery import Discovery, DiscoveryOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +87,7 @@ class Segswap:
 
         Args:
             network: In evaluation mode.
-            options: See :class:`SegswapOptions`.
+            options: See :class:`SegswapOptions`; None for :func:`default_options`.
             preprocess: How pictures are resized; None for what the weights were made for.
 
         Raises:
@@ -152,7 +97,7 @@ class Segswap:
             raise OptionError("Segswap: network must have a backbone, got features only.")
         self.network = network.eval()
         self.backbone: Backbone = network.backbone
-        self.options = options if options is not None else SegswapOptions()
+        self.options = options if options is not None else default_options(network)
         self.preprocess = preprocess if preprocess is not None else network.config.preprocess
 
     @torch.inference_mode()
@@ -231,7 +176,9 @@ class Segswap:
             mask1=self._mask(mask1[0], second),
             matches=matches,
             match_scores=scores,
-            score=self._pair_score(agreed0 * inside0, agreed1),
+            score=self._pair_score(out0[:, 2] * inside0, out1[:, 2])
+            if self.options.score_consistency == "none"
+            else self._pair_score(agreed0 * inside0, agreed1),
             image0=first.image,
             image1=second.image,
         )
@@ -307,22 +254,33 @@ class Segswap:
         order = np.argsort(-scores, kind="stable")
         return [Ranked(int(index), float(scores[index]), names[index]) for index in order]
 
-    def discover(self, images: str | Path | Sequence[Any], **options: Any) -> Discovery:
-        """Find what most of the pictures show, and cut it out of each.
+    def discover(
+        self,
+        images: str | Path | Sequence[Any],
+        *,
+        options: DiscoveryOptions | None = None,
+        cache: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> Discovery:
+        """Find the object that a set of pictures has in common, and cut it out of each.
 
         Args:
             images: Folder, or at least two pictures.
-            options: ``options=``, ``cache=``, ``progress=`` and others of
-                :func:`patchword.systems.segswap.discovery.discover`.
+            options: See :class:`patchword.systems.segswap.discovery.DiscoveryOptions`.
+            cache: Folder for finished pairs; a run that was stopped goes on from there.
+            progress: Wraps the loop over parts of the pairs.
+
+        Returns:
+            One mask a picture, of its own size, and the votes behind it.
 
         Raises:
             DatasetError: There are fewer than two pictures, or one cannot be read.
-            ShapeError: Pictures are resized to different shapes; load with ``resize="squash"``.
+            ShapeError: The system resizes pictures to different shapes.
             OutputError: The cache cannot be written.
         """
         from patchword.systems.segswap.discovery import discover
 
-        return discover(self, images, **options)
+        return discover(self, images, options=options, cache=cache, progress=progress)
 
     def _described(self, image: Any, box: npt.ArrayLike | None = None) -> Described:
         if not isinstance(image, Described):
@@ -398,7 +356,7 @@ class Segswap:
         """Shared-region maps ``[1, h, w]``, or ``[1, 4h, 4w]`` from a network that refines."""
         refiner, option = self.network.refiner, self.options.consistency
         if refiner is None or option != "none" or first.half is None or second.half is None:
-            return _CONSISTENCY[option](out0, out1)
+            return CONSISTENCY[option](out0, out1)
         return (
             refiner(first.half, second.half, out0, out1).sigmoid(),
             refiner(second.half, first.half, out1, out0).sigmoid(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +54,14 @@ TRAINING_FAULTS: dict[str, str] = {
 T7 (stage 2 crashes after its first epoch), T9 (a loader that runs out) and T12 (attention over no
 key) are corrected always. T17 is ``training.optim.warmup=segswap``.
 """
+
+
+PUBLISHED_LISTS = (
+    "COCO2017_train_img2cat.json",
+    "COCO2017_train_obj.json",
+    "COCO2017_train_img2obj.json",
+)
+"""Names of the lists that the published generators read."""
 
 
 @dataclass(frozen=True)
@@ -420,5 +429,6 @@ def open_pairs(config: PublishedConfig, *, seed: int) -> GeneratedPairs | Stored
     elif pairs.kind == "coco":
         source = read_coco(pairs.images, pairs.annotations)
     else:
-        source = read_published(pairs.images, pairs.annotations)
+        lists = (Path(pairs.annotations) / name for name in PUBLISHED_LISTS)
+        source = read_published(pairs.images, *lists)
     return GeneratedPairs(source, recipe, seed=seed, length=pairs.length)

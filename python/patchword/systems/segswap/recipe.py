@@ -48,6 +48,8 @@ class PairRecipe:
             photograph; the published code makes at least one.
         border_crop: Probability of cutting the photograph so that the object touches its border.
         min_cells: Smallest sum of a mask over cells.
+        min_contrast: Smallest standard deviation of an object's brightness (0 to 255). The
+            published recipe has none; random pieces of photographs are often plain sky.
         blend: ``"poisson"`` solves the equation of OpenCV's seamless cloning with a faster solver,
             ``"opencv"`` calls OpenCV, ``"feather"`` fades the object in over three pixels.
         style_probability: Each picture is stylised with this probability when pairs are used.
@@ -69,6 +71,7 @@ class PairRecipe:
     dilation: int = 20
     border_crop: float = 0.2
     min_cells: float = 9.0
+    min_contrast: float = 0.0
     blend: Literal["poisson", "opencv", "feather"] = "poisson"
     style_probability: float = 0.5
     tps_probability: float = 0.5
@@ -104,6 +107,10 @@ class PairRecipe:
                 raise OptionError(
                     f"PairRecipe: {name} must satisfy 0 < low <= high <= 1, got {low} and {high}."
                 )
+        if self.min_contrast < 0:
+            raise OptionError(
+                f"PairRecipe: min_contrast must be at least 0, got {self.min_contrast}."
+            )
         if self.dilation < 0:
             raise OptionError(f"PairRecipe: dilation must be at least 0, got {self.dilation}.")
         if not self.tps_grids or min(self.tps_grids) < 2:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's own attention: plain, backward, and over the joined tokens of a pair under a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import Run
+from benchmarks.registry import Inputs
+
+Function = Callable[..., Tensor]
+
+
+def views(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B,H,N,d] of a packed projection [B,N,3,H,d]."""
+    q, k, v = packed.permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def backward_of(function: Function, inputs: Inputs) -> Run:
+    """Return the gradients of ``function(q, k, v)``; its forward is done beforehand."""
+    tensors = [t.detach().requires_grad_() for t in views(inputs["packed0"])]
+    out = function(*tensors)
+    return partial(torch.autograd.grad, out, tensors, inputs["seed"], retain_graph=True)
+
+
+def sdpa(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
+    """Scaled dot-product attention, with the backend that torch chooses."""
+    return F.scaled_dot_product_attention, views(inputs["packed0"])
+
+
+def sdpa_backward(inputs: Inputs) -> Run:
+    """Gradients of scaled dot-product attention."""
+    return backward_of(F.scaled_dot_product_attention, inputs)
+
+
+def _joined(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+
+
+def joined_pair(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
+    """The pair as one sequence under a block mask, as transformer encoders are written."""
+    first, second = inputs["packed0"], inputs["packed1"]
+    side = torch.arange(first.shape[1] + second.shape[1], device=first.device) >= first.shape[1]
+    visible = (side[:, None] == side) ^ inputs["cross"]
+    return _joined, (*views(torch.cat([first, second], 1)), visible)
+
+
+def _two(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    return F.scaled_dot_product_attention(*first), F.scaled_dot_product_attention(*second)
+
+
+def split_pair(inputs: Inputs) -> Run:
+    """The pair as two calls of torch's attention: the best composition."""
+    first, second = views(inputs["packed0"]), views(inputs["packed1"])
+    if inputs["cross"]:
+        first, second = (first[0], *second[1:]), (second[0], *first[1:])
+    return partial(_two, first, second)
