@@ -407,6 +407,8 @@ class HeatGate:
             return Verdict(float("inf"), 2 * DOT_TOLERANCE, result.numel())
         error = (result - self._oracle).abs() / self._norms
         return Verdict(_most(error.flatten()), 2 * DOT_TOLERANCE)
+
+
 class AttentionGate:
     """Outputs of attention streams, or the gradients of one, by relative Frobenius error."""
 

@@ -23,11 +23,18 @@ def views(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def _gradients(out: Tensor, tensors: list[Tensor], seed: Tensor) -> tuple[Tensor, ...]:
+    # Timing runs in inference mode, which would hide the backward pass from autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        return torch.autograd.grad(out, tensors, seed, retain_graph=True)
+
+
 def backward_of(function: Function, inputs: Inputs) -> Run:
     """Return the gradients of ``function(q, k, v)``; its forward is done beforehand."""
-    tensors = [t.detach().requires_grad_() for t in views(inputs["packed0"])]
-    out = function(*tensors)
-    return partial(torch.autograd.grad, out, tensors, inputs["seed"], retain_graph=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        packed, seed = inputs["packed0"].clone(), inputs["seed"].clone()
+        tensors = [t.detach().requires_grad_() for t in views(packed)]
+        return partial(_gradients, function(*tensors), tensors, seed)
 
 
 def sdpa(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:

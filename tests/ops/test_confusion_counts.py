@@ -177,8 +177,7 @@ def test_registration():
 
 @native
 def test_offsets_beyond_32_bits():
-    # 2^32 + pixels of one byte, shared by a stride of 0 in memory, would be copied: so they are
-    # real, but few: the second image lies 2^32 bytes after the first in an untouched buffer.
+    # The second image lies 2^32 bytes after the first, in a buffer untouched in between.
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all of it
     memory = torch.UntypedStorage(2**32 + 64)
     flat = torch.empty(0, dtype=torch.uint8).set_(memory)

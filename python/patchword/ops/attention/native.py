@@ -299,6 +299,18 @@ class _Attention(torch.autograd.Function):
         return None, *results
 
 
+def _distinct(parts: Parts) -> Parts:
+    """Views in place of tensors that came before: torch.compile refuses repeated inputs."""
+    seen: list[Tensor] = []
+    result: list[Tensor | None] = []
+    for part in parts:
+        again = part is not None and any(part is other for other in seen)
+        result.append(part.view_as(part) if part is not None and again else part)
+        if part is not None:
+            seen.append(part)
+    return tuple(result)
+
+
 def attention_native(streams: Sequence[Stream], want_lse: bool) -> list[tuple[Tensor, Any]]:
     """Output and log-sum-exp of one or two streams; None instead of one that nobody wants."""
     parts: Parts = _parts(streams[0])
@@ -310,7 +322,7 @@ def attention_native(streams: Sequence[Stream], want_lse: bool) -> list[tuple[Te
         return list(zip(outs, lses, strict=True))
     if _library.wants_gradient(*rows):
         apply: Callable[..., tuple[Tensor, ...]] = _Attention.apply
-        results = apply(scales, *parts)
+        results = apply(scales, *_distinct(parts))
     else:
         results = _forward_op(*parts, scales)
     return [(results[i], results[2 + i]) for i in range(len(streams))]

@@ -261,12 +261,14 @@ class PublishedTask(Task):
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Unit vectors of texts; the text tower is frozen, so that each is encoded once."""
-        new = sorted(set(texts) - self._texts.keys())
-        if new:
-            tokens = self._tokenizer.tokenize(new, truncate=True).to(device)
-            vectors = F.normalize(self.model.encode_text(tokens), dim=1)
-            self._texts |= dict(zip(new, vectors.cpu(), strict=True))
+        """Unit vectors of texts; the text tower is frozen, so that each is encoded once.
+
+        One at a time: rounding in a batch depends on its other texts, and a resumed run meets the
+        texts in other company.
+        """
+        for text in sorted(set(texts) - self._texts.keys()):
+            tokens = self._tokenizer.tokenize([text], truncate=True).to(device)
+            self._texts[text] = F.normalize(self.model.encode_text(tokens), dim=1)[0].cpu()
         return torch.stack([self._texts[text] for text in texts]).to(device)
 
     def _freeze(self) -> None:

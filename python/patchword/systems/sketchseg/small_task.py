@@ -143,7 +143,7 @@ class SmallTask(Task):
         for stroke, label in zip(scene.strokes, scene.labels, strict=True):
             drawn = render_strokes([stroke * np.float32(side / CANVAS)], (side, side), 3)
             covered[classes.index(label)] += drawn > 0
-        drawn_ink: NDArray[np.bool_] = covered.any(axis=0)
+        drawn_ink: NDArray[np.bool_] = np.any(covered > 0, axis=0)
         rows, columns = np.nonzero(drawn_ink)
         ink = network_ink(drawn_ink, (self.config.validation_size,) * 2)
         device = words.device
