@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -228,6 +229,11 @@ def test_killed_run_goes_on(tmp_path: Path, source: RegionSource) -> None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    # The workers hold the folder's lock until the system has taken them down too.
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
     written = journal.read_bytes().count(b"\n")
     end = str(written + 3)
     for name in ("killed", "whole"):
