@@ -27,23 +27,26 @@ Where = Literal["process", "blas", "blas-skylakex"]
 EACH_ALONE = "each alone, summed"
 """The one comparison of a sharing row: the sum of its peers' times."""
 
-OP_MODULES = (
-    "benchmarks.ops.attention",
-    "benchmarks.ops.correspondence",
-    "benchmarks.ops.patch_similarity",
-    "benchmarks.ops.mask_upsample",
-    "benchmarks.ops.sample_features",
-    "benchmarks.ops.match_score",
-    "benchmarks.end_to_end.segswap",
-    "benchmarks.end_to_end.sketchseg",
-    "benchmarks.ops.pamr",
-    "benchmarks.ops.pooling",
-    "benchmarks.ops.sru",
-    "benchmarks.ops.retrieval_ranks",
-    "benchmarks.ops.keypoint_join",
-    "benchmarks.ops.call_overhead",
-    "benchmarks.ops.shared_runtime",
-)
+# A suite is measured in one go and has a result file of its own.
+SUITES: dict[str, tuple[str, ...]] = {
+    "ops": (
+        "benchmarks.ops.correspondence",
+        "benchmarks.ops.patch_similarity",
+        "benchmarks.ops.mask_upsample",
+        "benchmarks.ops.sample_features",
+        "benchmarks.ops.call_overhead",
+        "benchmarks.ops.shared_runtime",
+    ),
+    "attention": ("benchmarks.ops.attention",),
+    "refinement": ("benchmarks.ops.pamr", "benchmarks.ops.pooling"),
+    "sequences": (
+        "benchmarks.ops.sru",
+        "benchmarks.ops.retrieval_ranks",
+        "benchmarks.ops.keypoint_join",
+    ),
+    "segswap": ("benchmarks.ops.match_score", "benchmarks.end_to_end.segswap"),
+    "sketchseg": ("benchmarks.end_to_end.sketchseg",),
+}
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,14 @@ class Row:
     note: str = ""
 
 
+def suite_rows(suite: str) -> list[Row]:
+    """Return the rows of a suite in the order of the table."""
+    return [row for name in SUITES[suite] for row in import_module(name).ROWS]
+
+
 def all_rows() -> list[Row]:
-    """Return every row in the order of the table."""
-    return [row for name in OP_MODULES for row in import_module(name).ROWS]
+    """Return every row in the order of the tables."""
+    return [row for suite in SUITES for row in suite_rows(suite)]
 
 
 def select_rows(ops: Sequence[str], ids: Sequence[str]) -> list[Row]:

@@ -15,7 +15,6 @@ from benchmarks.provenance import ROOT
 from benchmarks.registry import EACH_ALONE, Row, Target
 
 SCHEMA_VERSION = 1
-SUITE = "ops"
 RESULTS = ROOT / "benchmarks" / "results"
 USABLE = ("ok", "loose")
 
@@ -176,11 +175,11 @@ def losses(rows: Sequence[Record]) -> list[Record]:
     return found
 
 
-def default_path(provenance: Record, device: str, complete: bool) -> Path:
+def default_path(provenance: Record, device: str, complete: bool, suite: str = "ops") -> Path:
     """Return where a run is stored; partial and quick runs go to an ignored folder."""
     version = provenance["patchword"]["version"] or "unreleased"
     folder = RESULTS / version if complete else RESULTS / "scratch"
-    return folder / f"{SUITE}--{provenance['machine']}--{device}.json"
+    return folder / f"{suite}--{provenance['machine']}--{device}.json"
 
 
 def save(result: Record, path: Path) -> None:

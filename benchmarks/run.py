@@ -20,12 +20,19 @@ from benchmarks import chart, probes, provenance, result, tables
 from benchmarks.common import NotAvailable
 from benchmarks.cuda_timing import require_cuda
 from benchmarks.measure import Session, measure_row
-from benchmarks.registry import Row, select_rows
+from benchmarks.registry import SUITES, Row, select_rows, suite_rows
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument(
+        "--suite",
+        action="append",
+        default=[],
+        choices=SUITES,
+        help="only this suite; without, all of them, one after another",
+    )
     parser.add_argument("--op", action="append", default=[], help="only this op's rows")
     parser.add_argument("--row", action="append", default=[], help="only this row")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -38,7 +45,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="our backends; the first is the one that ratios refer to",
     )
     parser.add_argument("--quick", action="store_true", help="few samples, no memory: a smoke run")
-    parser.add_argument("--json", type=Path, help="where the result file goes")
+    parser.add_argument("--json", type=Path, help="where the one result file goes")
+    parser.add_argument("--folder", type=Path, help="where the result files of suites go")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     parser.add_argument("--verbose", action="store_true", help="tracebacks of failed candidates")
     return parser.parse_args(arguments)
@@ -51,7 +59,9 @@ def applies(row: Row, threads: int, options: argparse.Namespace) -> bool:
     return not (row.kind == "sharing" and options.device == "cuda")
 
 
-def measure(options: argparse.Namespace, rows: Sequence[Row], console: Console) -> dict[str, Any]:
+def measure(
+    options: argparse.Namespace, suite: str, rows: Sequence[Row], console: Console
+) -> dict[str, Any]:
     """Measure ``rows`` and return the result record, printing each row when it is done."""
     if options.device == "cuda":
         require_cuda()
@@ -83,7 +93,7 @@ def measure(options: argparse.Namespace, rows: Sequence[Row], console: Console) 
     facts["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
     return {
         "schema": result.SCHEMA_VERSION,
-        "suite": result.SUITE,
+        "suite": suite,
         "device": options.device,
         "quick": options.quick,
         "complete": not (options.op or options.row or options.quick),
@@ -101,24 +111,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("benchmarks").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     console = Console(width=None if sys.stdout.isatty() else 200)
+    if options.json and len(options.suite) != 1 and not (options.op or options.row):
+        print("benchmarks.run: --json must go with one --suite, --op or --row.", file=sys.stderr)
+        return 2
+    void = False
     try:
-        rows = select_rows(options.op, options.row)
+        if options.op or options.row:
+            work = {"selection": select_rows(options.op, options.row)}
+        else:
+            work = {suite: suite_rows(suite) for suite in options.suite or SUITES}
         if options.list:
-            for row in rows:
+            for row in (row for rows in work.values() for row in rows):
                 console.print(f"{row.id}  {row.title}, {row.shape}, {row.dtype}", markup=False)
             return 0
-        record = measure(options, rows, console)
+        for suite, rows in work.items():
+            void |= _run_suite(options, suite, rows, console)
     except (NotAvailable, ValueError) as error:
         print(f"benchmarks.run: {error}", file=sys.stderr)
         return 2
+    return int(void)
+
+
+def _run_suite(
+    options: argparse.Namespace, suite: str, rows: Sequence[Row], console: Console
+) -> bool:
+    """Measure, print and store one suite; True when a row of ours is void."""
+    record = measure(options, suite, rows, console)
     tables.print_losses(record["losses"], console)
     path = options.json or result.default_path(
-        record["provenance"], options.device, record["complete"]
+        record["provenance"], options.device, record["complete"], suite
     )
+    if options.folder and not options.json:
+        path = options.folder / path.name
     result.save(record, path)
     chart.draw(record, path.with_suffix(".png"))
     console.print(f"wrote {path} and {path.with_suffix('.png')}", soft_wrap=True)
-    return int(any(row["void"] for row in record["rows"]))
+    return any(row["void"] for row in record["rows"])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "== compute-sanitizer is not installed: skipped"
 fi
-step benchmarks 240 "$python" -m benchmarks.run --device cuda --json "$out/benchmarks.json"
+step benchmarks 240 "$python" -m benchmarks.run --device cuda --folder "$out" \
+  --suite ops --suite attention --suite refinement --suite sequences
 grep -h . "$out/benchmarks.log" | tail -n 80
 echo "$failures step(s) failed"
 exit "$((failures > 0))"

@@ -127,7 +127,7 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
     dirty = ", with uncommitted changes" if facts["dirty"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
     lines = [
-        f"## patchword {version}, {data['device']}, {facts['cpu']}",
+        f"## {data['suite']}: patchword {version}, {data['device']}, {facts['cpu']}",
         "",
         f"{facts['date']}, commit `{facts['commit']}`{dirty}; "
         f"{facts['logical_cpus']} logical CPUs; {versions}; "
@@ -185,7 +185,7 @@ def readme(paths: Sequence[Path]) -> str:
     cells, where = [], ""
     for path in paths:
         data = result.load(path)
-        if data["device"] != "cpu":
+        if data["device"] != "cpu" or data["suite"] != "ops":
             continue
         where = f"{data['provenance']['cpu']}, {data['provenance']['patchword'].get('cpu_level')}"
         for row in data["rows"]:
@@ -200,7 +200,11 @@ def readme(paths: Sequence[Path]) -> str:
                         ]
                     )
     table = _table(("row, one thread", "measured", "target"), cells) if cells else []
-    note = [f"Measured on {where}; above 1 ours is faster.", ""] if cells else []
+    note = (
+        [f"Measured on {where}; above 1 ours is faster. [More](docs/benchmarks.md).", ""]
+        if cells
+        else []
+    )
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

@@ -104,7 +104,17 @@ def _plain(shape: tuple[int, int, int], dtype: str) -> Row:
         title="Attention of one set",
         gate=plain_gate,
         ours=plain,
-        peers=(Peer("torch SDPA", partial(eager.eager, peers.sdpa), devices=BOTH),),
+        peers=(
+            Peer("torch SDPA", partial(eager.eager, peers.sdpa), devices=BOTH),
+            *(
+                Peer(
+                    f"torch SDPA, {backend.lower()}",
+                    partial(peers.forced, backend=backend),
+                    devices=("cuda",),
+                )
+                for backend in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
+            ),
+        ),
         targets=(Target((), 2.0 if dtype == "float32" else 3.3),),
     )
 
@@ -134,6 +144,7 @@ def _pair(kind: str) -> Row:
         peers=(
             Peer(joined, partial(eager.eager, peers.joined_pair), devices=BOTH),
             Peer("torch SDPA, two calls", peers.split_pair, devices=BOTH),
+            Peer("FlexAttention, block mask", peers.flex_pair, devices=("cuda",)),
         ),
         targets=(Target((joined,), 4.0),),
         note="The joined tokens and their mask are prepared outside the timing",

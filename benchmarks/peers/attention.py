@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Run
+from benchmarks.common import NotAvailable, Run
 from benchmarks.registry import Inputs
 
 Function = Callable[..., Tensor]
@@ -42,6 +42,22 @@ def sdpa(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
     return F.scaled_dot_product_attention, views(inputs["packed0"])
 
 
+def _with_backend(backend: Any, *tensors: Tensor) -> Tensor:
+    with torch.nn.attention.sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(*tensors)
+
+
+def forced(inputs: Inputs, *, backend: str) -> Run:
+    """Scaled dot-product attention with one of torch's backends, or its refusal."""
+    chosen = torch.nn.attention.SDPBackend.__members__[backend]
+    run = partial(_with_backend, chosen, *views(inputs["packed0"]))
+    try:
+        run()
+    except RuntimeError as error:
+        raise NotAvailable(f"torch's {backend} refuses: {str(error).splitlines()[0]}") from error
+    return run
+
+
 def sdpa_backward(inputs: Inputs) -> Run:
     """Gradients of scaled dot-product attention."""
     return backward_of(F.scaled_dot_product_attention, inputs)
@@ -69,3 +85,18 @@ def split_pair(inputs: Inputs) -> Run:
     if inputs["cross"]:
         first, second = (first[0], *second[1:]), (second[0], *first[1:])
     return partial(_two, first, second)
+
+
+def flex_pair(inputs: Inputs) -> Run:
+    """The pair as one sequence under FlexAttention's block mask, compiled."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    first, second = inputs["packed0"], inputs["packed1"]
+    count, total, cross = first.shape[1], first.shape[1] + second.shape[1], inputs["cross"]
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return ((query < count) == (key < count)) ^ cross
+
+    mask = create_block_mask(visible, None, None, total, total, device=str(first.device))
+    q, k, v = (t.contiguous() for t in views(torch.cat([first, second], 1)))
+    return partial(torch.compile(flex_attention), q, k, v, block_mask=mask)

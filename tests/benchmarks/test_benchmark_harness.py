@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import worker
+from benchmarks import run, worker
 from benchmarks.common import NotAvailable
 from benchmarks.measure import Session, measure_row
 from benchmarks.memory import MemoryTemplate
 from benchmarks.ops.correspondence import descriptors, match_gate
 from benchmarks.peers import blas, eager
-from benchmarks.registry import EACH_ALONE, Peer, Row, Target, all_rows, select_rows
+from benchmarks.registry import (
+    EACH_ALONE,
+    SUITES,
+    Peer,
+    Row,
+    Target,
+    all_rows,
+    select_rows,
+    suite_rows,
+)
 from benchmarks.result import losses, row_record
 
 PROBE = {"copy_gbs": 10.0, "ceiling_gflops": 50.0}
@@ -193,3 +202,13 @@ def test_unknown_selection_is_refused():
     assert [row.op for row in select_rows(["sample_features"], [])] == ["sample_features"] * 2
     with pytest.raises(ValueError, match="--op must be one of"):
         select_rows(["nothing"], [])
+
+
+def test_suites_hold_every_row_once(capsys):
+    ids = [row.id for row in all_rows()]
+    assert len(ids) == len(set(ids))
+    assert ids == [row.id for suite in SUITES for row in suite_rows(suite)]
+    assert run.main(["--suite", "refinement", "--list"]) == 0
+    assert "pamr.21_masks" in capsys.readouterr().out
+    assert run.main(["--json", "x.json"]) == 2
+    assert "must go with one --suite" in capsys.readouterr().err
