@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torchrun import run_processes
 from toy import ToyConfig, ToyTask, config
 
 from patchword.errors import CheckpointError, ConfigError, OutputError, PatchwordError
@@ -79,16 +78,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
 
 def test_two_processes_and_one_give_the_same_losses(tmp_path: Path) -> None:
     fit(ToyTask(), config(), tmp_path / "one", device="cpu")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, str(TOY), str(tmp_path / "two")],
-        check=True,
-        env=environment,
-        timeout=240,
-        capture_output=True,
-    )
+    run_processes(TOY, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "env.json").read_text())["processes"] == 2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from pictures import textured
 from PIL import Image
+from torchrun import run_processes
 from toy_run import toy_config, toy_task
 
 from patchword.errors import ConfigError
@@ -95,15 +93,7 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(
 
 def test_two_processes_and_one_give_the_same_losses(photographs: Path, tmp_path: Path) -> None:
     fit(toy_task(photographs), toy_config(), tmp_path / "one", device="cpu")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    subprocess.run(
-        [*command, str(PROGRAM), str(photographs), str(tmp_path / "two")],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-        capture_output=True,
-    )
+    run_processes(PROGRAM, photographs, tmp_path / "two")
     assert json.loads((tmp_path / "two/env.json").read_text())["processes"] == 2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both recipes run through the shared loop: exact resume, overfitting, published switches."""
 
-import subprocess
-import sys
 import zlib
 from dataclasses import replace
 
@@ -12,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from sketch_drawings import toy_library, write_ndjson
 from sketch_models import TINY
+from torchrun import run_processes
 
 from patchword.cli.main import main
 from patchword.errors import CheckpointError, ConfigError
@@ -30,6 +29,7 @@ from patchword.training import (
     load_config,
 )
 from patchword.training.config import to_yaml
+from patchword.training.tracking import read_metrics
 
 
 def fake_sentences(words, templates):
@@ -311,17 +311,18 @@ def test_refusals(drawings):
 
 
 @clip_words
-@pytest.mark.slow
 def test_two_processes_train_as_one(captioned, tmp_path):
     words = ["train", "sketchseg", "--config", str(tmp_path / "tiny.yaml"), "--device", "cpu", "-q"]
     config = paper(captioned, 2)
     config = replace(config, training=training(2, batch_size=4, micro_batch_size=2))
     (tmp_path / "tiny.yaml").write_text(to_yaml(config))
     assert main([*words, "-o", str(tmp_path / "one")]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "patchword", *words, "-o", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = weights(tmp_path / "one", 2)[0], weights(tmp_path / "two", 2)[0]
-    for name, value in one.items():
-        torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-4, msg=name)
+    run_processes("-m", "patchword", *words, "-o", tmp_path / "two")
+    # Losses, not weights: keys' biases have no gradient but rounding, which Adam blows up to full
+    # steps of either sign.
+    one, two = (
+        [row["train/loss/total"] for row in read_metrics(tmp_path / name)]
+        for name in ("one", "two")
+    )
+    assert len(one) == 2
+    assert two == pytest.approx(one, rel=1e-5)
