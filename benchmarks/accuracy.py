@@ -421,11 +421,14 @@ class AttentionGate:
     @cached_property
     def _oracle(self) -> list[Tensor]:
         attend = torch.nn.functional.scaled_dot_product_attention
-        wide = [[t.detach().double() for t in stream] for stream in self._streams]
-        if self._seed is None:
-            return [attend(*stream) for stream in wide]
-        tensors = [t.requires_grad_() for t in wide[0]]
-        return list(torch.autograd.grad(attend(*tensors), tensors, self._seed.double()))
+        # Timing runs in inference mode, whose tensors have no gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            wide = [[t.clone().detach().double() for t in stream] for stream in self._streams]
+            if self._seed is None:
+                return [attend(*stream) for stream in wide]
+            tensors = [t.clone().requires_grad_() for t in wide[0]]
+            seed = self._seed.clone().double()
+            return list(torch.autograd.grad(attend(*tensors), tensors, seed))
 
     def __call__(self, output: Any, part: str) -> Verdict | None:
         """Judge a tensor or a tuple of them; joined tokens count as the streams end to end."""

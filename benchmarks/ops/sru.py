@@ -55,7 +55,15 @@ def recurrence(gates: Tensor, bias: Tensor, weight: Tensor, highway: Tensor) -> 
 
 
 def _step(function: Callable[..., Any], grad: Tensor, *leaves: Tensor) -> Any:
-    return torch.autograd.grad(function(*leaves), leaves, grad)
+    with torch.inference_mode(False), torch.enable_grad():
+        return torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+def _step_of(function: Callable[..., Any], inputs: Inputs) -> Run:
+    """Forward and backward; timing runs in inference mode, whose tensors have no gradients."""
+    with torch.inference_mode(False):
+        leaves = [t.clone().detach().requires_grad_() for t in _arguments(inputs)]
+        return partial(_step, function, inputs["grad"].clone(), *leaves)
 
 
 def _arguments(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -69,13 +77,12 @@ def prepared(inputs: Inputs) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def eager_step(inputs: Inputs) -> Run:
     """Forward and backward of the loop."""
-    return partial(_step, recurrence, inputs["grad"], *_arguments(inputs))
+    return _step_of(recurrence, inputs)
 
 
 def compiled_step(inputs: Inputs) -> Run:
     """The same with the loop compiled."""
-    compiled = torch.compile(recurrence, dynamic=False)
-    return partial(_step, compiled, inputs["grad"], *_arguments(inputs))
+    return _step_of(torch.compile(recurrence, dynamic=False), inputs)
 
 
 def _outputs(op: Callable[..., Any], *arguments: Tensor) -> Any:
@@ -92,16 +99,20 @@ def ours(inputs: Inputs, backend: str) -> Run:
 def ours_step(inputs: Inputs, backend: str) -> Run:
     """Forward and backward."""
     op = partial(_outputs, partial(_ours.find_op("sru"), backend=backend))
-    return partial(_step, op, inputs["grad"], *_arguments(inputs))
+    return _step_of(op, inputs)
 
 
 def sru_gate(backward: bool, inputs: Inputs) -> Gate:
     """Return a gate: 1e-5 absolute for outputs, 1e-5 relative Frobenius for gradients."""
-    leaves = [t.detach().double().requires_grad_(backward) for t in _arguments(inputs)]
-    out = recurrence(*leaves)
-    wanted = [out]
-    if backward:
-        wanted = list(torch.autograd.grad(out, leaves, inputs["grad"].double()))
+    # Timing runs in inference mode, whose tensors have no gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        plain = [t.clone().double() for t in _arguments(inputs)]
+        leaves = [t.detach().requires_grad_(backward) for t in plain]
+        out = recurrence(*leaves)
+        wanted = [out]
+        if backward:
+            seed = inputs["grad"].clone().double()
+            wanted = list(torch.autograd.grad(out, leaves, seed))
 
     def judge(output: Any, part: str) -> Verdict | None:
         if part == "other":
