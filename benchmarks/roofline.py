@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 OURS, PEER, INK = "#0072b2", "#d55e00", "#222222"
-GIGA = 1e9
+_LISTED = 28
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -23,7 +23,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """
     probes = [p for p in result["probes"] if p.get("copy_gbs") and p.get("ceiling_gflops")]
     count = max(1, len(probes))
-    figure = Figure(figsize=(7.5 * count, 6.2), layout="constrained")
+    # The list of rows stands below the panel.
+    listed = min(_LISTED, len(result["rows"]))
+    figure = Figure(figsize=(7.5 * count, 5.0 + 0.14 * listed), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, count, squeeze=False)[0]
     for axes, probe in zip(panels, probes, strict=False):
@@ -88,7 +90,7 @@ def _panel(axes: Any, probe: dict[str, Any], points: list[Any]) -> None:
     axes.set_ylabel("GFLOP/s", fontsize=7)
     axes.grid(color="0.9", linewidth=0.5)
     if points:
-        columns = 1 + len(points) // 28
+        columns = 1 + len(points) // _LISTED
         axes.legend(
             fontsize=5, ncols=columns, loc="upper left", bbox_to_anchor=(0, -0.1), frameon=False,
             handlelength=0, markerscale=0,
