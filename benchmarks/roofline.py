@@ -23,9 +23,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """
     probes = [p for p in result["probes"] if p.get("copy_gbs") and p.get("ceiling_gflops")]
     count = max(1, len(probes))
-    # The list of rows stands below the panel.
-    listed = min(_LISTED, len(result["rows"]))
-    figure = Figure(figsize=(7.5 * count, 5.0 + 0.14 * listed), layout="constrained")
+    figure = Figure(figsize=(7.5 * count, 5.2))
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, count, squeeze=False)[0]
     for axes, probe in zip(panels, probes, strict=False):
@@ -47,7 +45,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")  # with the list of rows below
 
 
 def _point(row: dict[str, Any]) -> tuple[str, float, float, float | None] | None:

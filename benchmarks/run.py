@@ -60,13 +60,16 @@ def applies(row: Row, threads: int, options: argparse.Namespace) -> bool:
 
 
 def measure(
-    options: argparse.Namespace, suite: str, rows: Sequence[Row], console: Console
+    options: argparse.Namespace,
+    suite: str,
+    rows: Sequence[Row],
+    facts: dict[str, Any],
+    console: Console,
 ) -> dict[str, Any]:
     """Measure ``rows`` and return the result record, printing each row when it is done."""
     if options.device == "cuda":
         require_cuda()
         options.threads = [1]
-    facts = provenance.collect(options.device)
     session = Session(options.device, options.backend, options.quick)
     records, ceilings = [], []
     with ExitStack() as stack:
@@ -90,7 +93,7 @@ def measure(
                     result.row_record(row, candidates, threads, options.device, ceilings[-1])
                 )
                 tables.print_row(records[-1], console)
-    facts["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
+    after = [round(value, 2) for value in os.getloadavg()]
     return {
         "schema": result.SCHEMA_VERSION,
         "suite": suite,
@@ -98,7 +101,7 @@ def measure(
         "quick": options.quick,
         "complete": not (options.op or options.row or options.quick),
         "thread_counts": options.threads,
-        "provenance": facts,
+        "provenance": facts | {"load_average_after": after},
         "probes": ceilings,
         "rows": records,
         "losses": result.losses(records),
@@ -124,8 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in (row for rows in work.values() for row in rows):
                 console.print(f"{row.id}  {row.title}, {row.shape}, {row.dtype}", markup=False)
             return 0
+        # Once: the file that a suite leaves behind must not make the next one's tree unclean.
+        facts = provenance.collect(options.device)
         for suite, rows in work.items():
-            void |= _run_suite(options, suite, rows, console)
+            void |= _run_suite(options, suite, rows, facts, console)
     except (NotAvailable, ValueError) as error:
         print(f"benchmarks.run: {error}", file=sys.stderr)
         return 2
@@ -133,10 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_suite(
-    options: argparse.Namespace, suite: str, rows: Sequence[Row], console: Console
+    options: argparse.Namespace,
+    suite: str,
+    rows: Sequence[Row],
+    facts: dict[str, Any],
+    console: Console,
 ) -> bool:
     """Measure, print and store one suite; True when a row of ours is void."""
-    record = measure(options, suite, rows, console)
+    record = measure(options, suite, rows, facts, console)
     tables.print_losses(record["losses"], console)
     path = options.json or result.default_path(
         record["provenance"], options.device, record["complete"], suite
