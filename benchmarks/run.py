@@ -67,9 +67,6 @@ def measure(
     console: Console,
 ) -> dict[str, Any]:
     """Measure ``rows`` and return the result record, printing each row when it is done."""
-    if options.device == "cuda":
-        require_cuda()
-        options.threads = [1]
     session = Session(options.device, options.backend, options.quick)
     records, ceilings = [], []
     with ExitStack() as stack:
@@ -127,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in (row for rows in work.values() for row in rows):
                 console.print(f"{row.id}  {row.title}, {row.shape}, {row.dtype}", markup=False)
             return 0
+        if options.device == "cuda":
+            require_cuda()
+            options.threads = [1]
         # Once: the file that a suite leaves behind must not make the next one's tree unclean.
         facts = provenance.collect(options.device)
         for suite, rows in work.items():
