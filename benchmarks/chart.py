@@ -34,7 +34,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     facts = result["provenance"]
     figure.suptitle(
         f"Time of each peer divided by patchword's (right of the line: patchword is faster)\n"
-        f"{facts['cpu']}, {facts['date'][:10]}, commit {(facts['commit'] or 'unknown')[:9]}",
+        f"{facts.get('gpu', {}).get('name') or facts['cpu']}, {facts['date'][:10]}, commit {(facts['commit'] or 'unknown')[:9]}",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

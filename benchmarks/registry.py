@@ -46,6 +46,13 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "segswap": ("benchmarks.ops.match_score", "benchmarks.end_to_end.segswap"),
     "sketchseg": ("benchmarks.end_to_end.sketchseg",),
+    # Rows that exist on CUDA alone, with the targets of the GPU kernels, the boldest first.
+    "gpu": (
+        "benchmarks.gpu.matching",
+        "benchmarks.gpu.maps",
+        "benchmarks.gpu.attention",
+        "benchmarks.gpu.sequences",
+    ),
 }
 
 
@@ -99,7 +106,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the benchmark; ``flops`` and ``moved_bytes`` come from ``formula``."""
+    """One line of the benchmark; ``flops`` and ``moved_bytes`` come from ``formula``.
+
+    ``targets`` hold on the first of ``devices``; on others a row only reports.
+    """
 
     id: str
     op: str
@@ -119,6 +129,11 @@ class Row:
     variants: tuple[tuple[str, OwnBuild], ...] = ()
     memory_limit: float | None = None
     note: str = ""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def targets_on(self, device: str) -> tuple[Target, ...]:
+        """Return the targets that apply on a device."""
+        return self.targets if device == self.devices[0] else ()
 
 
 def suite_rows(suite: str) -> list[Row]:

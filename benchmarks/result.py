@@ -46,6 +46,7 @@ def candidate_record(candidate: Candidate, row: Row, probe: Record) -> Record:
         "seconds": _summary(summary),
         "seconds_warm": _summary(candidate.warm),
         "calls_per_sample": candidate.loops,
+        "enqueue_seconds": candidate.enqueue,
         "error": None if verdict is None else _finite(verdict.error),
         "tolerance": None if verdict is None else verdict.tolerance,
         "wrong_elements": None if verdict is None else verdict.mismatches,
@@ -134,7 +135,7 @@ def row_record(
         "void": records[0]["status"] == "void",
         "candidates": records,
         "ratios": found,
-        "targets": [judge_target(target, found) for target in row.targets],
+        "targets": [judge_target(target, found) for target in row.targets_on(device)],
         "memory_limit": None,
     }
     if row.memory_limit is not None:
@@ -183,9 +184,16 @@ def default_path(provenance: Record, device: str, complete: bool, suite: str = "
 
 
 def save(result: Record, path: Path) -> None:
-    """Write the result file."""
+    """Write the result file in one step: whoever reads meanwhile finds the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    whole = path.with_name(f"{path.name}.part")
+    whole.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    whole.replace(path)
+
+
+def is_unfinished(result: Record) -> bool:
+    """Whether the run that wrote the file was stopped, or still runs."""
+    return bool(result.get("unmeasured"))
 
 
 def load(path: Path) -> Record:
@@ -240,6 +248,8 @@ def validate(result: Record) -> list[str]:
 def commit_faults(result: Record) -> list[str]:
     """Return what keeps a valid result out of the repository."""
     faults = []
+    if is_unfinished(result):
+        faults.append(f"the run was stopped: {len(result['unmeasured'])} rows are not measured")
     if result["quick"] or not result["complete"]:
         faults.append("only complete runs are committed")
     if result["provenance"]["dirty"] is not False:
