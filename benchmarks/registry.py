@@ -46,7 +46,10 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "segswap": ("benchmarks.ops.match_score", "benchmarks.end_to_end.segswap"),
     "sketchseg": ("benchmarks.end_to_end.sketchseg",),
+    "sketchseg_large": ("benchmarks.end_to_end.sketchseg_large",),
 }
+ONLY_IF_NAMED = ("sketchseg_large",)
+"""Suites that take hours; a run without ``--suite`` leaves them out."""
 
 
 @dataclass(frozen=True)

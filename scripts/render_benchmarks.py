@@ -36,7 +36,8 @@ edit neither the tables nor the list of losses by hand. `make bench` (or
   but is not wrong (half-precision compositions, mostly) keeps its time, marked (!).
 - **In turn.** Candidates take one sample each, round after round, with the order rotated. At least
   30 samples after warm-up; calls slower than 0.3 s take fewer, but at least 5. Calls shorter than
-  1 ms are repeated within a sample. Calls under 20 ms follow one untimed call.
+  1 ms are repeated within a sample. Calls under 20 ms follow one untimed call. Calls over 20 s
+  are sampled once.
 - **One clock per row.** One-thread rows count CPU time of the process, which ignores other
   programs and charges any helper thread; rows with more threads count wall time.
 - **NumPy and FAISS** run in helper processes, because OpenBLAS reads its thread count and
@@ -153,6 +154,9 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
     lines += [f"![Speed under the measured ceilings]({under})", "", "### Targets", ""]
     lines += _summary(data["rows"])
     lines += ["### Where we lose", "", *_losses(data["losses"])]
+    if gains := tables.scaling_cells(data["rows"]):
+        header = ("row, over 1 ms", "gain of all threads", "wanted", "best peer's gain")
+        lines += ["### Threads", "", *_table(header, gains), ""]
     if missing := _missing(data["rows"]):
         lines += ["### Not available in this run", "", *missing]
     lines += ["### Every row", ""]
