@@ -9,6 +9,7 @@ import importlib.util
 import pytest
 
 from benchmarks import chart, result, roofline
+from benchmarks.families import families
 from benchmarks.provenance import ROOT
 from benchmarks.scaling import scaling
 
@@ -149,3 +150,14 @@ def test_scaling_leaves_out_short_rows_and_rows_without_both_thread_counts(recor
     short["candidates"] = [_candidate("patchword native", "ours", 0.5e-3)]
     assert scaling([short, _at_two_threads(record, 1.0, 2.0)]) == []
     assert scaling(record["rows"]) == []
+
+
+def test_families_take_the_fastest_comparable_peer_of_each_row(record):
+    slow, fast = record["rows"][0], copy.deepcopy(record["rows"][0])
+    fast |= {"id": "x.z", "ratios": {"peer": 6.0, "other": 24.0, "addition": 0.1}}
+    fast["candidates"].append({**_candidate("addition", "peer", 0.1), "comparable": False})
+    (line,) = families([slow, fast])
+    assert line["mean"] == pytest.approx(3.0)
+    assert (line["worst"], line["worst_row"]) == (1.5, "x.y")
+    assert (line["rows"], line["targets"], line["met"]) == (2, 2, 0)
+    assert families([slow | {"ratios": {}}]) == []
