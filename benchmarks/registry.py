@@ -46,6 +46,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "segswap": ("benchmarks.ops.match_score", "benchmarks.end_to_end.segswap"),
     "sketchseg": ("benchmarks.end_to_end.sketchseg",),
+    "sketchseg_large": ("benchmarks.end_to_end.sketchseg_large",),
     # Rows that exist on CUDA alone, with the targets of the GPU kernels, the boldest first.
     "gpu": (
         "benchmarks.gpu.matching",
@@ -54,6 +55,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.gpu.sequences",
     ),
 }
+ONLY_IF_NAMED = ("sketchseg_large",)
+"""Suites that take hours; a run without ``--suite`` leaves them out."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from benchmarks.common import NotAvailable
 from benchmarks.cuda_timing import is_alive, require_cuda
 from benchmarks.journal import Journal
 from benchmarks.measure import Candidate, Session, describe, failed_row, measure_row
-from benchmarks.registry import SUITES, Row, select_rows, suite_rows
+from benchmarks.registry import ONLY_IF_NAMED, SUITES, Row, select_rows, suite_rows
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         choices=SUITES,
-        help="only this suite; without, all of them, one after another",
+        help="only this suite; without, all of them but the slowest, one after another",
     )
     parser.add_argument("--op", action="append", default=[], help="only this op's rows")
     parser.add_argument("--row", action="append", default=[], help="only this row")
@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.op or options.row:
             work = {"selection": select_rows(options.op, options.row)}
         else:
-            work = {suite: suite_rows(suite) for suite in options.suite or SUITES}
+            usual = [suite for suite in SUITES if suite not in ONLY_IF_NAMED]
+            work = {suite: suite_rows(suite) for suite in options.suite or usual}
         if options.list:
             for row in (row for rows in work.values() for row in rows):
                 console.print(f"{row.id}  {row.title}, {row.shape}, {row.dtype}", markup=False)
@@ -197,6 +198,7 @@ def _run_suite(
     """Measure, print and store one suite; its record."""
     record, path = measure(options, suite, rows, facts, console)
     tables.print_losses(record["losses"], console)
+    tables.print_scaling(record["rows"], console)
     if result.is_unfinished(record):
         count = len(record["unmeasured"])
         console.print(f"wrote {path}, unfinished: {count} rows are missing", soft_wrap=True)
