@@ -100,7 +100,9 @@ def measure(
             session.start(threads, weigh)
             if not any(probe["threads"] == threads for probe in journal.probes):
                 on_cpu = options.device == "cpu"
-                probe = probes.probe_cpu(threads, session.workers) if on_cpu else probes.probe_cuda()
+                probe = (
+                    probes.probe_cpu(threads, session.workers) if on_cpu else probes.probe_cuda()
+                )
                 journal.probes.append(probe)
             ceiling = next(p for p in journal.probes if p["threads"] == threads)
             selected = [row for count, row in work if (row.id, count) in due and count == threads]
@@ -114,7 +116,9 @@ def measure(
                 journal.write()
                 tables.print_row(journal.rows[-1], console)
                 if options.device == "cuda" and not is_alive():
-                    raise DeviceLost(f"{row.id} left the device unusable; --resume goes on after it")
+                    raise DeviceLost(
+                        f"{row.id} left the device unusable; --resume goes on after it"
+                    )
     return journal.write(), journal.path
 
 
