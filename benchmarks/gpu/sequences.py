@@ -25,7 +25,7 @@ COUNT = "torch eager product and count"
 def recurrence_inputs(steps: int, batch: int, units: int, small: bool) -> Inputs:
     """Return the tensors of a layer with three gates, and the gradient of its output."""
     generator = torch.Generator().manual_seed(8)
-    batch, units = (2, 40) if small else (batch, units)
+    steps, batch, units = (9, 2, 40) if small else (steps, batch, units)
     shapes = {
         "gates": (steps, batch, 3, units),
         "bias": (2 * units,),
@@ -37,6 +37,12 @@ def recurrence_inputs(steps: int, batch: int, units: int, small: bool) -> Inputs
     for name in ("bias", "weight"):
         inputs[name] *= 0.1
     return inputs
+
+
+def refinement_inputs(batch: int, channels: int, side: int, small: bool) -> Inputs:
+    """Return a random picture and random masks of the same size."""
+    batch, channels = (1, 2) if small else (batch, channels)
+    return pamr.refinement_inputs(small, batch=batch, channels=channels, side=side)
 
 
 def _recurrence_row(steps: int, batch: int, units: int, backward: bool) -> Row:
@@ -78,7 +84,7 @@ def _refinement_row(batch: int, channels: int, side: int) -> Row:
         shape=f"{batch} x {channels} masks, {side}^2",
         dtype="float32",
         layout="[B,C,h,w] contiguous",
-        inputs=partial(pamr.refinement_inputs, batch=batch, channels=channels, side=side),
+        inputs=partial(refinement_inputs, batch, channels, side),
         gate=pamr.refinement_gate,
         ours=_ours.refine_masks,
         peers=(
