@@ -94,7 +94,6 @@ def peak_of_call(run: Run) -> tuple[int, int]:
 
     torch's allocator counts; our kernels take their scratch memory from it too.
     """
-    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

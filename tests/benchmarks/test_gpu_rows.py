@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +18,7 @@ from benchmarks import cuda_timing, measure, result
 from benchmarks.common import Plan
 from benchmarks.gpu import attention, matching
 from benchmarks.peers import attention as attention_peers
+from benchmarks.provenance import ROOT
 from benchmarks.registry import suite_rows
 
 PROBE = {"threads": 1, "copy_gbs": 10.0, "ceiling_gflops": 50.0}
@@ -150,3 +154,27 @@ def test_refused_backend_gives_torchs_reason():
     with pytest.raises(Exception, match="CUDNN_ATTENTION refuses") as caught:
         partial(attention_peers.forced, backend="CUDNN_ATTENTION")(inputs)
     assert type(caught.value).__name__ == "NotAvailable"
+
+
+SERIAL = """
+from functools import partial
+from benchmarks.gpu.sequences import recurrence_inputs
+from benchmarks.ops.sru import sru_gate
+from benchmarks.peers.serial_sru import serial
+
+inputs = recurrence_inputs(75, 128, 2400, True)
+print(sru_gate(False, inputs)(serial(inputs)(), "full").within)
+"""
+
+
+def test_the_serial_recurrence_is_right_in_tritons_interpreter():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SERIAL],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert done.stdout.strip() == "True", done.stderr[-3000:]
