@@ -142,10 +142,15 @@ def test_simt_long_gradient(simt):
 
 @pytest.mark.cuda
 def test_cuda():
-    check_device("cuda", [*SHAPES, ((2, 150, 32, 32), (512, 512)), ((1, 30, 128, 128), (50, 60))])
+    check_device("cuda", SHAPES)
     check_options("cuda")
     check_edges("cuda")
     check_layouts("cuda")
+
+
+@pytest.mark.cuda
+def test_cuda_large():
+    check_device("cuda", [((2, 150, 32, 32), (300, 512)), ((1, 30, 128, 128), (50, 60))])
 
 
 @pytest.mark.cuda
