@@ -32,15 +32,14 @@ def summary(work: Path, steps: Sequence[str]) -> str:
 
 
 def build_lines(work: Path) -> Iterator[str]:
-    """Yield the first errors of the build log."""
+    """Yield the first errors of the build log with what follows them."""
     log = work / "build.log"
-    if log.exists():
-        wrong = [
-            line
-            for line in log.read_text(errors="replace").splitlines()
-            if re.search(r"\berror\b|^FAILED|fatal|spill", line, re.IGNORECASE)
-        ]
-        yield from (f"build: {line.strip()}" for line in wrong[:12])
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    wrong = re.compile(r"\berror\b|^FAILED|fatal|spill", re.IGNORECASE)
+    shown = [i for i, line in enumerate(lines) if wrong.search(line)][:8]
+    for i in sorted({j for i in shown for j in range(i, i + 3)}):
+        if i < len(lines) and lines[i].strip():
+            yield f"build: {lines[i].strip()}"
 
 
 def resource_lines(path: Path) -> Iterator[str]:
