@@ -224,7 +224,12 @@ def _pool(
         return _job(check, step, name, selection, before, began + room - time.monotonic())
 
     with ThreadPoolExecutor(at_once) as pool:
-        wrong = [line for line in pool.map(one, jobs) if line]
+        try:
+            wrong = [line for line in pool.map(one, jobs) if line]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            check.kill_all()
+            raise
     check.failed += bool(wrong)
     state = f"{len(wrong)} of {len(jobs)} FAILED" if wrong else f"{len(jobs)} ok"
     check.say(f"== {step}: {state}, {time.monotonic() - began:.0f} s")
