@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients of softmax attention, bitwise repeatable: one kernel owns keys, one owns queries, and
 // both work the probabilities out again from the log-sum-exp.
+#include "kernels/attention/attention_forms.h"
 #include "kernels/attention/attention_tiles.cuh"
 
 namespace patchword {
@@ -23,7 +24,7 @@ struct BackwardPlan {
 
 // Rows of a stream in the order of `delta`: [batch, head, query], a ragged set as one element.
 inline std::int64_t delta_rows(const AttentionParams& p, const AttentionStream& s) {
-  return (s.query_offsets == nullptr ? p.batch : 1) * p.heads * s.num_queries;
+  return p.heads * attention_rows(s.query_offsets, p.batch, s.num_queries);
 }
 PW_DEVICE const float* delta_of(const AttentionParams& p, const BackwardPlan& plan, int stream,
                                 const Span& span, std::int64_t head) {
@@ -334,6 +335,9 @@ simt::Status launch_backward(const AttentionBackwardParams& p, void* stream) {
 
 template <class T>
 simt::Status backward_any(const AttentionBackwardParams& p, void* stream) {
+  if (attention_form(p.forward, simt::multiprocessor_count()).warps) {
+    return attention_warps_backward(p, stream);
+  }
   if (p.forward.dim <= 32) return launch_backward<T, 32>(p, stream);
   if (p.forward.dim <= 64) return launch_backward<T, 64>(p, stream);
   return launch_backward<T, 128>(p, stream);
