@@ -348,10 +348,11 @@ simt::Status backward_any(const AttentionBackwardParams& p, void* stream) {
 
 PW_EXPORT std::int64_t pw_cuda_attention_backward_workspace(
     const patchword::AttentionBackwardParams* p) {
+  using namespace patchword;
+  const AttentionParams& f = p->forward;
+  if (attention_form(f, simt::multiprocessor_count()).warps) return 0;
   std::int64_t rows = 0;
-  for (int i = 0; i < p->forward.num_streams; ++i) {
-    rows += patchword::delta_rows(p->forward, p->forward.streams[i]);
-  }
+  for (int i = 0; i < f.num_streams; ++i) rows += delta_rows(f, f.streams[i]);
   return rows * static_cast<std::int64_t>(sizeof(float));
 }
 
