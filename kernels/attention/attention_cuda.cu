@@ -140,9 +140,17 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2) attend(AttentionParams p, ForwardPl
       PW_UNROLL
       for (int n = 0; n < kColumns; ++n) {
         PW_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const bool taken = shown[stage * kKeys + n * 8 + 2 * quad + i % 2] != 0;
-          c[n][i] = taken ? c[n][i] * scale : -INFINITY;
+        for (int i = 0; i < 4; ++i) c[n][i] *= scale;
+      }
+      const std::int64_t end = share.first + (static_cast<std::int64_t>(tile) + 1) * kKeys;
+      if (keys.mask != nullptr || end > keys.limit) {
+        PW_UNROLL
+        for (int n = 0; n < kColumns; ++n) {
+          PW_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const bool taken = shown[stage * kKeys + n * 8 + 2 * quad + i % 2] != 0;
+            c[n][i] = taken ? c[n][i] : -INFINITY;
+          }
         }
       }
       absorb<T>(state, c, v_tiles + stage * kTile);

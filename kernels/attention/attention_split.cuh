@@ -44,6 +44,11 @@ PW_DEVICE void store_partial(const AttentionParams& p, const AttentionPartials& 
     const std::int64_t row = first_row + group + 8 * half;
     if (row >= count) continue;
     float* const sums = workspace + partials.sums_at + (slot + row) * pitch;
+    if (quad == 0) {
+      simt::store_pack(workspace + partials.states_at + 2 * (slot + row),
+                       simt::Pack<float, 2>{{state.largest[half], state.total[half]}});
+    }
+    if (state.total[half] == 0.0f) continue;  // no key: nobody reads the sums
     PW_UNROLL
     for (int n = 0; n < static_cast<int>(sizeof(state.acc) / sizeof(state.acc[0])); ++n) {
       if (n * 8 < pitch) {
@@ -51,10 +56,6 @@ PW_DEVICE void store_partial(const AttentionParams& p, const AttentionPartials& 
             sums + n * 8 + 2 * quad,
             simt::Pack<float, 2>{{state.acc[n][2 * half], state.acc[n][2 * half + 1]}});
       }
-    }
-    if (quad == 0) {
-      simt::store_pack(workspace + partials.states_at + 2 * (slot + row),
-                       simt::Pack<float, 2>{{state.largest[half], state.total[half]}});
     }
   }
 }
