@@ -18,6 +18,8 @@ struct ForwardShape {
   static constexpr int kStages = sizeof(T) == 2 ? 2 : 1;
   static constexpr int kSharedBytes =
       Tile<T, D>::bytes(kRows) + 2 * kStages * Tile<T, D>::bytes(kKeys);
+  // Of a multiprocessor: what the registers allow without spills.
+  static constexpr int kBlocks = sizeof(T) == 4 || D > 64 ? 2 : D > 32 ? 3 : 4;
   static_assert(kKeyRun % kKeys == 0, "a share of the keys is made of whole tiles");
 };
 
@@ -68,7 +70,8 @@ PW_DEVICE void absorb(Softmax<D>& state, float (&c)[N][4], const T* v_tile) {
 }
 
 template <class T, int D>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2) attend(AttentionParams p, ForwardPlan plan) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, (ForwardShape<T, D>::kBlocks))
+    attend(AttentionParams p, ForwardPlan plan) {
   using Shape = ForwardShape<T, D>;
   constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages, kColumns = kKeys / 8;
   constexpr int kTile = kKeys * Tile<T, D>::kStride;

@@ -147,7 +147,7 @@ PW_DEVICE void key_tile(const GradRows<T>& r, std::int64_t row0, std::int64_t co
 
 // All gradients of a call: warps of queries come first, then warps of keys.
 template <class T>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
     gradients_warps(AttentionBackwardParams p, WarpGradPlan plan) {
   const AttentionParams& f = p.forward;
   std::int64_t unit = unit_of_warp();

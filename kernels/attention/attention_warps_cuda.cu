@@ -17,7 +17,7 @@ struct WarpPlan {
 };
 
 template <class T>
-PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) attend_warps(AttentionParams p, WarpPlan plan) {
+PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 3) attend_warps(AttentionParams p, WarpPlan plan) {
   const std::int64_t unit = unit_of_warp();
   if (unit >= (plan.units0 + plan.units1) * p.heads) return;
   const Place place = find_place(plan.units0, plan.units1, p.heads, unit);
