@@ -47,7 +47,7 @@ PointInfonceParams make_params(uintptr_t features, const Four& shape, const Four
   p.shift_x = affine[1];
   p.scale_y = affine[2];
   p.shift_y = affine[3];
-  p.temperature = static_cast<float>(temperature);
+  p.sharpness = static_cast<float>(1.0 / temperature);
   p.normalize = normalize ? 1 : 0;
   return p;
 }

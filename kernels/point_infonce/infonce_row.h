@@ -10,6 +10,13 @@
 #include "kernels/common/portable.h"
 #include "kernels/point_infonce/point_infonce.h"
 
+// A warp's team has device functions alone.
+#if defined(__CUDACC__)
+#define PW_TEAM static __device__ __forceinline__
+#else
+#define PW_TEAM PW_PORTABLE
+#endif
+
 namespace patchword {
 
 PW_PORTABLE float vector_scale(float norm, bool normalize) {
@@ -19,12 +26,12 @@ PW_PORTABLE float vector_scale(float norm, bool normalize) {
 // exp(logit - top), exactly 1 at the top, also where that is infinite.
 PW_PORTABLE float above(float logit, float top) { return logit == top ? 1.0f : expf(logit - top); }
 
-// Largest logit; NaN never is.
+// Largest logit, which is a product times the sharpness; NaN never is.
 template <class Team>
-PW_PORTABLE float top_logit(const Team& team, const float* dots, int64_t keys, float temperature) {
+PW_TEAM float top_logit(const Team& team, const float* dots, int64_t keys, float sharpness) {
   float top = -INFINITY;
   for (int64_t j = team.first; j < keys; j += team.step) {
-    const float logit = dots[j] / temperature;
+    const float logit = dots[j] * sharpness;
     top = logit > top ? logit : top;
   }
   return team.max(top);
@@ -32,17 +39,17 @@ PW_PORTABLE float top_logit(const Team& team, const float* dots, int64_t keys, f
 
 // Scales the products `dots[keys]` by what the norms [1 + keys] say and returns the loss.
 template <class Team>
-PW_PORTABLE float row_loss(const Team& team, const float* norms, float* dots, int64_t keys,
-                           float temperature, bool normalize) {
+PW_TEAM float row_loss(const Team& team, const float* norms, float* dots, int64_t keys,
+                       float sharpness, bool normalize) {
   const float query = vector_scale(norms[0], normalize);
   for (int64_t j = team.first; j < keys; j += team.step) {
     dots[j] *= query * vector_scale(norms[1 + j], normalize);
   }
-  const float top = top_logit(team, dots, keys, temperature);
+  const float top = top_logit(team, dots, keys, sharpness);
   // Without one of the ones: a small loss is then not lost beside it.
   float others = 0.0f, ones = 0.0f, right = 0.0f;
   for (int64_t j = team.first; j < keys; j += team.step) {
-    const float logit = dots[j] / temperature;
+    const float logit = dots[j] * sharpness;
     if (logit == top) {
       ones += 1.0f;
     } else {
@@ -57,24 +64,24 @@ PW_PORTABLE float row_loss(const Team& team, const float* norms, float* dots, in
 // The gradient of a key's vector k is weights[1 + j] q - pulls[1 + j] k, that of the query's q
 // the sum of all weights[1 + j] k less pulls[0] q. A vector of length 0 pulls at nothing.
 template <class Team>
-PW_PORTABLE void row_factors(const Team& team, const float* norms, const float* dots, int64_t keys,
-                             float temperature, bool normalize, float grad, float* weights,
-                             float* pulls) {
+PW_TEAM void row_factors(const Team& team, const float* norms, const float* dots, int64_t keys,
+                         float sharpness, bool normalize, float grad, float* weights,
+                         float* pulls) {
   const float query = vector_scale(norms[0], normalize);
-  const float top = top_logit(team, dots, keys, temperature);
+  const float top = top_logit(team, dots, keys, sharpness);
   float wrong = 0.0f, right = 0.0f;
   for (int64_t j = team.first; j < keys; j += team.step) {
-    const float e = above(dots[j] / temperature, top);
+    const float e = above(dots[j] * sharpness, top);
     wrong += j == 0 ? 0.0f : e;
     right += j == 0 ? e : 0.0f;
   }
   wrong = team.sum(wrong);
   right = team.sum(right);
-  const float unit = grad / (temperature * (right + wrong));
+  const float unit = grad * sharpness / (right + wrong);
   float along = 0.0f;
   for (int64_t j = team.first; j < keys; j += team.step) {
     // p - 1 of the positive is minus the sum of the other probabilities, without cancellation.
-    const float slope = unit * (j == 0 ? -wrong : above(dots[j] / temperature, top));
+    const float slope = unit * (j == 0 ? -wrong : above(dots[j] * sharpness, top));
     const float norm = norms[1 + j];
     const float scale = vector_scale(norm, normalize);
     weights[1 + j] = slope * query * scale;
@@ -89,3 +96,5 @@ PW_PORTABLE void row_factors(const Team& team, const float* norms, const float* 
 }
 
 }  // namespace patchword
+
+#undef PW_TEAM

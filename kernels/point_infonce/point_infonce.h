@@ -19,7 +19,7 @@ struct PointInfonceParams {
   void* workspace;              // CPU: the bytes that the workspace function asks for
   DType dtype;
   int32_t normalize;  // divide each vector by its norm plus kInfonceNormEpsilon
-  float temperature;
+  float sharpness;    // what the products are multiplied by: one over the temperature
   int64_t batch, channels, height, width, queries, keys;
   int64_t features_stride[4];  // b, c, y, x; elements, as all strides
   int64_t query_images_stride, key_images_stride[2];

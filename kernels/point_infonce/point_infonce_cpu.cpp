@@ -44,14 +44,15 @@ bool plan_points(const PointInfonceParams& p, const InfoncePlan& plan, const Spa
   int missing = 0;
   parallel_for(plan.threads, plan.points, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = image_of(p, i);
+      const int64_t t = i / (1 + p.keys), j = i % (1 + p.keys);
+      const int64_t image = image_of(p, t, j);
       PlannedPoint& point = space.points[i];
       point.bucket = 0;
       if (image < 0 || image >= p.batch) {
         __atomic_store_n(&missing, 1, __ATOMIC_RELAXED);
         continue;
       }
-      const PointTaps taps = taps_of(p, i);
+      const PointTaps taps = taps_of(p, t, j);
       Corners corners = corners_of(taps);
       point.count = keep_counting(corners);
       for (int k = 0; k < 4; ++k) {
@@ -190,8 +191,8 @@ Status forward_as(const PointInfonceParams& p, int threads) {
     for (int64_t t = begin; t < end; ++t) {
       float* norms = p.norms + t * vectors;
       for (int64_t j = 0; j < vectors; ++j) norms[j] = __builtin_sqrtf(norms[j]);
-      p.losses[t] = row_loss(Alone{}, norms, p.dots + t * p.keys, p.keys, p.temperature,
-                             p.normalize != 0);
+      p.losses[t] =
+          row_loss(Alone{}, norms, p.dots + t * p.keys, p.keys, p.sharpness, p.normalize != 0);
     }
   });
   return ok_status();
@@ -250,8 +251,7 @@ void scatter_gradients(const PointInfonceBackwardParams& q, const InfoncePlan& p
     for (int64_t r = begin; r < end; ++r) {
       add_row(space, r, false, count, sums);
       store_row<Element>(sums[r & 1], kInfonceBlock, p.width, count,
-                         grad + r / p.height * q.grad_stride[0] +
-                             r % p.height * q.grad_stride[2],
+                         grad + r / p.height * q.grad_stride[0] + r % p.height * q.grad_stride[2],
                          q.grad_stride[1], q.grad_stride[3]);
       __builtin_memset(sums[r & 1], 0, static_cast<size_t>(floats) * sizeof(float));
     }
@@ -265,7 +265,8 @@ void gradient_of_points(const PointInfonceBackwardParams& q, const MapBlock<Elem
   const PointInfonceParams& p = q.forward;
   visit_points(map, plan, space, [&](int64_t index, auto& rows) __attribute__((always_inline)) {
     typedef typename std::remove_reference_t<decltype(rows)>::Source Source;
-    const PointTaps taps = taps_of(p, index);
+    const int64_t t = index / (1 + p.keys), j = index % (1 + p.keys);
+    const PointTaps taps = taps_of(p, t, j);
     Rows<Source> reader;
     for (int k = 0; k < 4; ++k) {
       // Both cells of an axis may be the same one at the border of the map.
@@ -276,10 +277,8 @@ void gradient_of_points(const PointInfonceBackwardParams& q, const MapBlock<Elem
     add_dots<Float32>(reader, space.vectors + index * kInfonceBlock, map.channels, dots);
     float part[2];
     point_gradient(taps, dots, part);
-    const int64_t t = index / (1 + p.keys);
-    const int64_t j = index % (1 + p.keys);
-    float* grad = j == 0 ? q.grad_query_points + 2 * t
-                         : q.grad_key_points + 2 * (t * p.keys + j - 1);
+    float* grad =
+        j == 0 ? q.grad_query_points + 2 * t : q.grad_key_points + 2 * (t * p.keys + j - 1);
     grad[0] = first ? part[0] : grad[0] + part[0];
     grad[1] = first ? part[1] : grad[1] + part[1];
   });
@@ -294,7 +293,7 @@ Status backward_as(const PointInfonceBackwardParams& q, int threads) {
   const int64_t vectors = 1 + p.keys;
   parallel_for(plan.threads, p.queries, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      row_factors(Alone{}, p.norms + t * vectors, p.dots + t * p.keys, p.keys, p.temperature,
+      row_factors(Alone{}, p.norms + t * vectors, p.dots + t * p.keys, p.keys, p.sharpness,
                   p.normalize != 0, q.grad[t], space.weights + t * vectors,
                   space.pulls + t * vectors);
     }

@@ -296,9 +296,12 @@ def point_infonce_native(
     *,
     temperature: float,
     normalize: bool,
-    align_corners: bool,  # noqa: ARG001 - `affine` says it all where padding is zeros
+    align_corners: bool,
 ) -> Tensor:
-    """Same contract as :func:`point_infonce_reference`."""
+    """Same contract as :func:`point_infonce_reference`.
+
+    ``align_corners`` changes nothing here: the affine map says it all where padding is zeros.
+    """
     tensors = (features, query_images, query_points, key_images, key_points)
     options = (affine, float(temperature), normalize)
     if _library.plain_eager(*tensors):
