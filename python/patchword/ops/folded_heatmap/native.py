@@ -37,24 +37,16 @@ def _fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
     projection = projection.float()
     if projection.stride(1) != 1 and channels > 1:
         projection = projection.contiguous()
-    device, stream, threads = _library.runtime(text)
-    scratch, size = None, 0
-    while True:
-        size = C.fold_units(
-            device,
-            stream,
-            threads,
-            text.data_ptr(),
-            projection.data_ptr(),
-            folded.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            (texts, units, channels, top_units),
-            projection.stride(0),
-        )
-        if size == 0:
-            return folded
-        scratch = torch.empty(size, dtype=torch.uint8, device=text.device)
+    _library.launch(
+        C.fold_units,
+        text,
+        text.data_ptr(),
+        projection.data_ptr(),
+        folded.data_ptr(),
+        (texts, units, channels, top_units),
+        projection.stride(0),
+    )
+    return folded
 
 
 def _fake_fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
@@ -89,32 +81,24 @@ def _heat(
         maps = maps.contiguous()
         cell_stride = 1
     folded = folded.float().contiguous()
-    device, stream, threads = _library.runtime(maps)
-    scratch, size = None, 0
-    while True:
-        size = C.folded_heatmap(
-            device,
-            stream,
-            threads,
-            (
-                maps.data_ptr(),
-                folded.data_ptr(),
-                heat.data_ptr(),
-                location.data_ptr(),
-                mask.data_ptr() if with_mask else 0,
-                0 if scratch is None else scratch.data_ptr(),
-            ),
-            size,
-            (*maps.shape, folded.shape[1]),
-            (*maps.stride()[:2], cell_stride, folded.stride(0) if folded.shape[0] > 1 else 0),
-            DTYPE_TAGS[maps.dtype],
-            threshold,
-            from_minimum,
-            columns_first,
-        )
-        if size == 0:
-            return results
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.folded_heatmap,
+        maps,
+        (
+            maps.data_ptr(),
+            folded.data_ptr(),
+            heat.data_ptr(),
+            location.data_ptr(),
+            mask.data_ptr() if with_mask else 0,
+        ),
+        (*maps.shape, folded.shape[1]),
+        (*maps.stride()[:2], cell_stride, folded.stride(0) if folded.shape[0] > 1 else 0),
+        DTYPE_TAGS[maps.dtype],
+        threshold,
+        from_minimum,
+        columns_first,
+    )
+    return results
 
 
 def _fake_heat(

@@ -88,8 +88,9 @@ def keypoint_join(
     """
     given = {"ids": ids, "offsets": offsets, "pairs": pairs}
     for name, tensor in given.items():
-        if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
-            raise DTypeError(f"keypoint_join: {name} must be integers, got {tensor.dtype}.")
+        dtype = tensor.dtype
+        if dtype is torch.bool or dtype.is_floating_point or dtype.is_complex:
+            raise DTypeError(f"keypoint_join: {name} must be integers, got {dtype}.")
         if tensor.device != ids.device:
             raise DTypeError(
                 f"keypoint_join: {name} must be on {ids.device} like ids, got {tensor.device}."

@@ -21,27 +21,24 @@ def refuse(ids: Tensor, *rest: Tensor, **options: Any) -> str | None:
 
 
 def _fake_count(ids: Tensor, offsets: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    counts = ids.new_empty((pairs.shape[0], _PARTS))
-    return counts, ids.new_empty((offsets.shape[0] - 1,), dtype=torch.uint8)
+    starts = ids.new_empty((pairs.shape[0] * _PARTS + 1,))
+    return starts, ids.new_empty((offsets.shape[0] - 1,), dtype=torch.uint8)
 
 
 def _count(ids: Tensor, offsets: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    counts, flags = _fake_count(ids, offsets, pairs)
-    device, stream, threads = _library.runtime(ids)
-    C.keypoint_join_count(
-        device,
-        stream,
-        threads,
-        ids.data_ptr(),
-        offsets.data_ptr(),
-        pairs.data_ptr(),
-        ids.shape[0],
-        flags.shape[0],
-        pairs.shape[0],
-        counts.data_ptr(),
+    starts, flags = _fake_count(ids, offsets, pairs)
+    _library.launch(
+        C.keypoint_join_count,
+        ids,
+        (ids.data_ptr(), offsets.data_ptr(), pairs.data_ptr()),
+        (ids.shape[0], flags.shape[0], pairs.shape[0]),
+        starts.data_ptr(),
         flags.data_ptr(),
     )
-    return counts, flags
+    if not _library.on_cpu(ids):
+        starts[0] = 0
+        starts.copy_(starts.cumsum(0))
+    return starts, flags
 
 
 def _fake_fill(
@@ -56,17 +53,11 @@ def _fill(
     rows0, rows1 = _fake_fill(ids, offsets, pairs, flags, starts, capacity)
     if capacity == 0:
         return rows0, rows1
-    device, stream, threads = _library.runtime(ids)
-    C.keypoint_join_fill(
-        device,
-        stream,
-        threads,
-        ids.data_ptr(),
-        offsets.data_ptr(),
-        pairs.data_ptr(),
-        ids.shape[0],
-        flags.shape[0],
-        pairs.shape[0],
+    _library.launch(
+        C.keypoint_join_fill,
+        ids,
+        (ids.data_ptr(), offsets.data_ptr(), pairs.data_ptr()),
+        (ids.shape[0], flags.shape[0], pairs.shape[0]),
         flags.data_ptr(),
         starts.data_ptr(),
         rows0.data_ptr(),
@@ -76,6 +67,7 @@ def _fill(
     return rows0, rows1
 
 
+# Where the matches of each part of each pair begin, and the flags of each image.
 _count_op = _library.register(
     "keypoint_join_count(Tensor ids, Tensor offsets, Tensor pairs) -> (Tensor, Tensor)",
     _count,
@@ -95,8 +87,7 @@ def keypoint_join_native(
     """Same contract as :func:`keypoint_join_reference`."""
     ids, offsets, pairs = ids.contiguous(), offsets.contiguous(), pairs.contiguous()
     plain = _library.plain_eager(ids, offsets, pairs)
-    counts, flags = (_count if plain else _count_op)(ids, offsets, pairs)
-    starts = torch.nn.functional.pad(counts.flatten().cumsum(0), (1, 0))
+    starts, flags = (_count if plain else _count_op)(ids, offsets, pairs)
     # The one read of a number from the device; a capacity given beforehand avoids it.
     size = int(starts[-1]) if capacity is None else capacity
     fill = _fill if plain else _fill_op

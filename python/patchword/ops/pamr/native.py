@@ -32,22 +32,16 @@ def _refine(
     out = torch.empty(masks.shape, dtype=torch.float32, device=masks.device)
     if out.numel() == 0:
         return out
-    device, stream, threads = _library.runtime(masks)
-    sizes = (masks.shape[0], image.shape[1], *masks.shape[1:])
-    needed = C.pamr_workspace(device, threads, sizes, dilations, iterations)
-    scratch = torch.empty(needed, dtype=torch.uint8, device=masks.device)
     if live is not None:
         live = live.contiguous()
-    C.pamr_refine(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.pamr_refine,
+        masks,
         image.data_ptr(),
         masks.data_ptr(),
-        0 if live is None else live.data_ptr(),
+        _library.address(live),
         out.data_ptr(),
-        scratch.data_ptr(),
-        sizes,
+        (masks.shape[0], image.shape[1], *masks.shape[1:]),
         image.stride(),
         masks.stride(),
         dilations,

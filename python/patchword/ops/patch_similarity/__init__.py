@@ -78,37 +78,37 @@ refusals: dict[Backend, _backends.Refusal] = {
 
 
 def _check_tensors(patches: Tensor, queries: Tensor) -> None:
-    if patches.ndim != 3:
-        remedy = " Add a batch dimension with patches[None]." if patches.ndim == 2 else ""
+    shape, wanted = patches.shape, queries.shape
+    if len(shape) != 3:
+        remedy = " Add a batch dimension with patches[None]." if len(shape) == 2 else ""
         raise ShapeError(
-            "patch_similarity: patches must have shape [B, N, D], "
-            f"got {list(patches.shape)}.{remedy}",
+            f"patch_similarity: patches must have shape [B, N, D], got {list(shape)}.{remedy}",
             "[B, N, D]",
-            tuple(patches.shape),
+            tuple(shape),
         )
-    if queries.ndim not in (2, 3):
+    if len(wanted) not in (2, 3):
         raise ShapeError(
             "patch_similarity: queries must have shape [C, D] or [B, C, D], "
-            f"got {list(queries.shape)}.",
+            f"got {list(wanted)}.",
             "[C, D] or [B, C, D]",
-            tuple(queries.shape),
+            tuple(wanted),
         )
-    if queries.shape[-1] != patches.shape[2]:
+    if wanted[-1] != shape[2]:
         raise ShapeError(
             "patch_similarity: patches and queries must share D, "
-            f"got {patches.shape[2]} and {queries.shape[-1]}.",
-            patches.shape[2],
-            queries.shape[-1],
+            f"got {shape[2]} and {wanted[-1]}.",
+            shape[2],
+            wanted[-1],
         )
-    if queries.ndim == 3 and queries.shape[0] != patches.shape[0]:
+    if len(wanted) == 3 and wanted[0] != shape[0]:
         raise ShapeError(
             "patch_similarity: patches and queries must share B, "
-            f"got {patches.shape[0]} and {queries.shape[0]}.",
-            patches.shape[0],
-            queries.shape[0],
+            f"got {shape[0]} and {wanted[0]}.",
+            shape[0],
+            wanted[0],
         )
     for name, tensor in (("patches", patches), ("queries", queries)):
-        if not tensor.is_floating_point():
+        if not tensor.dtype.is_floating_point:
             raise DTypeError(
                 f"patch_similarity: {name} must be floating point, got {tensor.dtype}."
             )
