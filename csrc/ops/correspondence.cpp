@@ -8,6 +8,7 @@
 #include "csrc/common/runtime.h"
 #include "kernels/correspondence/match_cuda_plan.h"
 #include "kernels/correspondence/mutual_tail.h"
+#include "kernels/correspondence/return_trip.h"
 
 namespace py = pybind11;
 
@@ -160,15 +161,25 @@ int64_t mutual(const Launch& on, int dtype, int metric, float scale, const py::t
   return 0;
 }
 
-// CPU only: the best candidates of both sides, and where set 0 comes back to through them.
+// CPU only: the best candidates of both sides, and where set 0 comes back to through them. `trip`
+// holds the addresses of the ends, the points and the distances; 0 for no points.
 int64_t cycle(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
               const py::tuple& side1, const OutPointers& out0, const OutPointers& out1,
-              uintptr_t ends) {
+              const Addresses<3>& trip, const py::tuple& point_stride) {
   const int64_t needed = best(on, dtype, metric, scale, side0, side1, out0, out1, 1);
   if (needed != 0) return needed;
   const Side first(side0), second(side1);
-  return_trip(pointer<const int64_t>(out0[0]), pointer<const int64_t>(out1[0]), first.shape[0],
-              first.shape[1], second.shape[1], pointer<int64_t>(ends));
+  ReturnTripParams p{};
+  p.there = pointer<const int64_t>(out0[0]);
+  p.back = pointer<const int64_t>(out1[0]);
+  p.pairs = first.shape[0];
+  p.count0 = first.shape[1];
+  p.count1 = second.shape[1];
+  p.ends = pointer<int64_t>(trip[0]);
+  p.points = pointer<const float>(trip[1]);
+  p.distance = pointer<float>(trip[2]);
+  read_tail(point_stride.ptr(), p.point_stride);
+  return_trip(p);
   return 0;
 }
 

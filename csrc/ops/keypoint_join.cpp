@@ -27,9 +27,10 @@ double expected_ns(const KeypointJoinParams& p) {
 }
 
 // Writes the number of matches of every part behind starts[0], and the flags. On the CPU the
-// numbers become their sums from the front, which CUDA leaves to the caller.
+// numbers become their sums from the front and the flags two arrays of bool too, [I] each, which
+// CUDA leaves to the caller.
 int64_t count(const Launch& on, const Inputs& inputs, const Sizes& sizes, uintptr_t starts,
-              uintptr_t flags) {
+              uintptr_t flags, uintptr_t duplicates, uintptr_t unsorted) {
   KeypointJoinCountParams q{};
   q.join = make_params(inputs, sizes);
   int64_t* sums = pointer<int64_t>(starts);
@@ -43,6 +44,10 @@ int64_t count(const Launch& on, const Inputs& inputs, const Sizes& sizes, uintpt
     const Status status = keypoint_join_table().count(q, on.threads);
     sums[0] = 0;
     for (int64_t i = 0; i < kJoinParts * q.join.pair_count; ++i) sums[i + 1] += sums[i];
+    for (int64_t i = 0; i < q.join.images; ++i) {
+      pointer<bool>(duplicates)[i] = (q.flags[i] & kJoinDuplicates) != 0;
+      pointer<bool>(unsorted)[i] = (q.flags[i] & kJoinUnsorted) != 0;
+    }
     return status;
   });
   return 0;

@@ -60,13 +60,4 @@ void mutual_tail(const MutualParams& p) {
   }
 }
 
-void return_trip(const int64_t* there, const int64_t* back, int64_t pairs, int64_t count0,
-                 int64_t count1, int64_t* ends) {
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    for (int64_t i = pair * count0; i < (pair + 1) * count0; ++i) {
-      ends[i] = there[i] < 0 ? -1 : back[pair * count1 + there[i]];
-    }
-  }
-}
-
 }  // namespace patchword

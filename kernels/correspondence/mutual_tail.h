@@ -28,8 +28,4 @@ struct MutualParams {
 // the score of side 0. The same bits as the torch form, which compares in float32.
 void mutual_tail(const MutualParams& params);
 
-// Where `there` [P, count0] leads and on with `back` [P, count1]: -1 where either leads nowhere.
-void return_trip(const int64_t* there, const int64_t* back, int64_t pairs, int64_t count0,
-                 int64_t count1, int64_t* ends);
-
 }  // namespace patchword

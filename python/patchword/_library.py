@@ -181,18 +181,16 @@ def launch(entry: Callable[..., int], like: Tensor, *arguments: Any) -> None:
         like: Tells the device.
         arguments: What follows; tensors behind addresses in it must be kept by the caller.
     """
-    where = runtime(like)
-    if where[0] == CPU:
-        needed = entry((*where, _scratch.address, _scratch.size), *arguments)
-    else:
-        # What a GPU still works with belongs to its stream: its allocator is the one that keeps.
-        needed = entry((*where, 0, 0), *arguments)
+    device, stream, threads = runtime(like)
+    # What a GPU still works with belongs to its stream: there the allocator is the one that keeps.
+    kept = (_scratch.address, _scratch.size) if device == CPU else (0, 0)
+    needed = entry((device, stream, threads, *kept), *arguments)
     if needed == 0:
         return
     memory = torch.empty(needed, dtype=torch.uint8, device=like.device)
-    if where[0] == CPU and needed <= _KEPT_BYTES:
+    if device == CPU and needed <= _KEPT_BYTES:
         _scratch.memory, _scratch.address, _scratch.size = memory, memory.data_ptr(), needed
-    entry((*where, memory.data_ptr(), needed), *arguments)
+    entry((device, stream, threads, memory.data_ptr(), needed), *arguments)
 
 
 def refuse_device(tensor: Tensor) -> str | None:

@@ -25,7 +25,7 @@ def refuse(prediction: Tensor, target: Tensor, num_classes: int = 1) -> str | No
 
 def _count(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     images, pixels = prediction.shape
-    counts = prediction.new_zeros((images, num_classes, num_classes), dtype=torch.int64)
+    counts = prediction.new_zeros(images, num_classes, num_classes, dtype=torch.int64)
     if pixels == 0 or counts.numel() == 0:
         return counts
     prediction, target = prediction.contiguous(), target.contiguous()
@@ -43,8 +43,8 @@ def _count(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: i
 
 
 def _fake(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    shape = (prediction.shape[0], num_classes, num_classes)
-    return prediction.new_empty(shape, dtype=torch.int64)
+    images = prediction.shape[0]
+    return prediction.new_empty(images, num_classes, num_classes, dtype=torch.int64)
 
 
 _op = _library.register(

@@ -250,8 +250,11 @@ def cycle_consistency(
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
     options = (*lengths, *valid)
     if use == "native" and native.direct(sets, *options):
-        there, back, scores = native.cycle(sets, options, native.METRICS[metric])
-        return CycleConsistency(there, back, _return_distance(points0, back), scores)
+        number = native.METRICS[metric]
+        there, back, distance, scores = native.cycle(sets, options, number, points0)
+        if distance is None:
+            distance = _return_distance(points0, back)
+        return CycleConsistency(there, back, distance, scores)
     pairs = with_batch(sets, metric, lengths, valid)
     side0, side1 = best_both_ways(pairs, use, second=False)
     there = side0.indices
@@ -268,7 +271,7 @@ def _return_distance(points: Tensor, back: Tensor) -> Tensor:
     """How far every point ``[..., N, 2]`` is from the one that its trip ends at; inf for none."""
     if points.shape[-2] == 0:
         return points.new_empty(points.shape[:-1])
-    ends = points.gather(-2, back.clamp_min(0)[..., None].expand(points.shape))
+    ends = points.gather(-2, back.clamp_min(0)[..., None].expand(*points.shape))
     distance = torch.linalg.vector_norm(ends - points, dim=-1)
     return distance.masked_fill(back < 0, math.inf)
 

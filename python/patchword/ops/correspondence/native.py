@@ -58,16 +58,8 @@ def _call(
 ) -> None:
     """Run an entry on both sets; ``options`` are lengths, masks and maybe biases of either."""
     a, b = descriptors
-    _library.launch(
-        entry,
-        a,
-        DTYPE_TAGS[a.dtype],
-        metric,
-        scale,
-        _side(a, *options[0::2]),
-        _side(b, *options[1::2]),
-        *rest,
-    )
+    sides = _side(a, *options[0::2]), _side(b, *options[1::2])
+    _library.launch(entry, a, DTYPE_TAGS[a.dtype], metric, scale, *sides, *rest)
 
 
 def _any_empty(a: Tensor, b: Tensor) -> bool:
@@ -76,8 +68,8 @@ def _any_empty(a: Tensor, b: Tensor) -> bool:
 
 
 def _outputs(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    indices = like.new_empty(shape, dtype=torch.int64)
-    return indices, like.new_empty(shape, dtype=torch.float32)
+    indices = like.new_empty(*shape, dtype=torch.int64)
+    return indices, like.new_empty(*shape, dtype=torch.float32)
 
 
 def _fill_none(*outputs: Tensor) -> None:
@@ -142,8 +134,8 @@ def _logsumexp(descriptors0: Tensor, descriptors1: Tensor, *rest: Any) -> tuple[
 
 def _logsumexp_fake(descriptors0: Tensor, descriptors1: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return (
-        descriptors0.new_empty(descriptors0.shape[:-1], dtype=torch.float32),
-        descriptors1.new_empty(descriptors1.shape[:-1], dtype=torch.float32),
+        descriptors0.new_empty(*descriptors0.shape[:-1], dtype=torch.float32),
+        descriptors1.new_empty(*descriptors1.shape[:-1], dtype=torch.float32),
     )
 
 
@@ -267,14 +259,26 @@ def dual_softmax(
 
 
 def cycle(
-    descriptors: tuple[Tensor, Tensor], options: tuple[Tensor | None, ...], metric: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest neighbours of set 0, those of them back in set 0, and the scores of the way there."""
+    descriptors: tuple[Tensor, Tensor],
+    options: tuple[Tensor | None, ...],
+    metric: int,
+    points: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Nearest neighbours of set 0, those of them back in set 0, distances, and the scores.
+
+    Distances are left to the caller, None, for points of another type than float32 and for those
+    that need a gradient.
+    """
     a, b = descriptors
     there, scores = _outputs(a, *a.shape[:-1])
     candidates, unused = _outputs(b, *b.shape[:-1])
     back = torch.empty_like(there)
+    trip, distance = (back.data_ptr(), 0, 0), None
+    if points.dtype is torch.float32 and _library.plain_eager(points):
+        distance = torch.empty_like(scores)
+        trip = (back.data_ptr(), points.data_ptr(), distance.data_ptr())
     out0 = there.data_ptr(), scores.data_ptr(), 0
     out1 = candidates.data_ptr(), unused.data_ptr(), 0
-    _call(C.match_cycle, descriptors, options, metric, 1.0, out0, out1, back.data_ptr())
-    return there, back, scores
+    strides = points.stride()
+    _call(C.match_cycle, descriptors, options, metric, 1.0, out0, out1, trip, strides)
+    return there, back, distance, scores

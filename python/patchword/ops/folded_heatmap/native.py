@@ -30,7 +30,7 @@ def refuse_heatmap(maps: Tensor, text: Tensor, projection: Tensor | None = None)
 def _fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
     texts, units = text.shape
     channels = projection.shape[1]
-    folded = text.new_empty((texts, channels), dtype=torch.float32)
+    folded = text.new_empty(texts, channels, dtype=torch.float32)
     if folded.numel() == 0:
         return folded
     text = text.float().contiguous()
@@ -50,7 +50,7 @@ def _fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
 
 
 def _fake_fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
-    return text.new_empty((text.shape[0], projection.shape[1]), dtype=torch.float32)
+    return text.new_empty(text.shape[0], projection.shape[1], dtype=torch.float32)
 
 
 def _cell_stride(maps: Tensor) -> int | None:
@@ -112,9 +112,9 @@ def _fake_heat(
     maps_of = (maps.shape[0], folded.shape[1])
     cells = (*maps_of, *maps.shape[2:])
     return (
-        maps.new_empty(cells, dtype=torch.float32),
-        maps.new_empty((*maps_of, 2), dtype=torch.int64),
-        maps.new_empty(cells if with_mask else (0,), dtype=torch.bool),
+        maps.new_empty(*cells, dtype=torch.float32),
+        maps.new_empty(*maps_of, 2, dtype=torch.int64),
+        maps.new_empty(*(cells if with_mask else (0,)), dtype=torch.bool),
     )
 
 

@@ -99,9 +99,7 @@ def check_temperature(function: str, temperature: float) -> float:
     return 1.0 / temperature
 
 
-_LIMITS = {
-    dtype: (torch.iinfo(dtype).min, torch.iinfo(dtype).max) for dtype in native.LABEL_DTYPES
-}
+_LIMITS = {dtype: (torch.iinfo(dtype).min, torch.iinfo(dtype).max) for dtype in native.LABEL_DTYPES}
 
 
 def check_labels(

@@ -122,7 +122,7 @@ def _maps_fake(
     logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *_: Any
 ) -> Tensor:
     dtype = torch.bool if output == OUTPUTS["binary"] else logits.dtype
-    return logits.new_empty((logits.shape[0], logits.shape[1], size[0], size[1]), dtype=dtype)
+    return logits.new_empty(*logits.shape[:2], *size, dtype=dtype)
 
 
 _maps_op = _library.register(
@@ -163,7 +163,7 @@ def _labels(
 def _labels_fake(
     logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, label_tag: int, *_: Any
 ) -> Tensor:
-    return logits.new_empty((logits.shape[0], size[0], size[1]), dtype=_LABEL_OF_TAG[label_tag])
+    return logits.new_empty(logits.shape[0], *size, dtype=_LABEL_OF_TAG[label_tag])
 
 
 _labels_op = _library.register(

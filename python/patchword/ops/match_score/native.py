@@ -54,7 +54,7 @@ def _forward(
     rounding: int,
 ) -> Tensor:
     batch = features0.shape[0]
-    out = features0.new_empty((batch,), dtype=torch.float32)
+    out = features0.new_empty(batch, dtype=torch.float32)
     if batch == 0 or features0.numel() == 0 or features1.numel() == 0:
         return out.zero_()
     points, weights = points01.float(), weights0.float()
@@ -62,7 +62,7 @@ def _forward(
     cells = None
     if not _library.on_cpu(features0):
         features0, features1 = _channels_last(features0), _channels_last(features1)
-        cells = features0.new_zeros((batch, height * width), dtype=torch.int32)
+        cells = features0.new_zeros(batch, height * width, dtype=torch.int32)
     _library.launch(
         C.match_score_forward,
         features0,
@@ -88,7 +88,7 @@ def _forward(
 
 
 def _fake_forward(features0: Tensor, *_: Any) -> Tensor:
-    return features0.new_empty((features0.shape[0],), dtype=torch.float32)
+    return features0.new_empty(features0.shape[0], dtype=torch.float32)
 
 
 _forward_op = _library.register(

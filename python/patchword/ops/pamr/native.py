@@ -29,7 +29,7 @@ def refuse(image: Tensor, masks: Tensor, dilations: Sequence[int] = ()) -> str |
 def _refine(
     image: Tensor, masks: Tensor, live: Tensor | None, dilations: Sequence[int], iterations: int
 ) -> Tensor:
-    out = torch.empty(masks.shape, dtype=torch.float32, device=masks.device)
+    out = masks.new_empty(*masks.shape, dtype=torch.float32)
     if out.numel() == 0:
         return out
     if live is not None:
@@ -53,7 +53,7 @@ def _refine(
 def _fake(
     image: Tensor, masks: Tensor, live: Tensor | None, dilations: Sequence[int], iterations: int
 ) -> Tensor:
-    return torch.empty(masks.shape, dtype=torch.float32, device=masks.device)
+    return masks.new_empty(*masks.shape, dtype=torch.float32)
 
 
 _op = _library.register(

@@ -56,18 +56,18 @@ def _allocate(
     results: list[Tensor | None] = [None] * NUM_RESULTS
     for slot in range(3):
         if outputs >> slot & 1:
-            results[slot] = patches.new_empty(shape)
+            results[slot] = patches.new_empty(*shape)
     if outputs & 8:
-        results[3] = patches.new_empty((batch, count, top_k), dtype=torch.float32)
-        results[4] = patches.new_empty((batch, count, top_k), dtype=torch.int64)
+        results[3] = patches.new_empty(batch, count, top_k, dtype=torch.float32)
+        results[4] = patches.new_empty(batch, count, top_k, dtype=torch.int64)
     if outputs & 16:
-        results[5] = patches.new_empty((batch, count), dtype=torch.int64)
-        results[6] = patches.new_empty((batch, count), dtype=torch.float32)
+        results[5] = patches.new_empty(batch, count, dtype=torch.int64)
+        results[6] = patches.new_empty(batch, count, dtype=torch.float32)
     if outputs & 32:
-        results[7] = patches.new_empty((batch, count), dtype=torch.float32)
+        results[7] = patches.new_empty(batch, count, dtype=torch.float32)
     if outputs & 64:
-        results[8] = patches.new_empty((batch, classes), dtype=torch.float32)
-        results[9] = patches.new_empty((batch, classes), dtype=torch.float32)
+        results[8] = patches.new_empty(batch, classes, dtype=torch.float32)
+        results[9] = patches.new_empty(batch, classes, dtype=torch.float32)
     return results
 
 

@@ -39,7 +39,7 @@ def _forward(
     shape = features.shape
     batch, channels, _, _ = shape
     count = points.shape[1]
-    out = features.new_empty((batch, count, channels))
+    out = features.new_empty(batch, count, channels)
     if batch == 0 or count == 0 or channels == 0:
         return out
     if points.dtype is not torch.float32:
@@ -73,7 +73,7 @@ def _fake_forward(
     align_corners: bool,
     normalize: bool,
 ) -> Tensor:
-    return features.new_empty((features.shape[0], points.shape[1], features.shape[1]))
+    return features.new_empty(features.shape[0], points.shape[1], features.shape[1])
 
 
 def _sorted_by_cell(

@@ -61,9 +61,9 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, keep_states = arguments
     inputs = _Inputs(*given)
     steps, batch, _, units = inputs.gates.shape
-    out = inputs.gates.new_empty((batch, units) if inputs.last_only else (steps, batch, units))
-    last = out.new_empty((batch, units), dtype=torch.float32)
-    return out, last, last.new_empty((steps, batch, units) if keep_states else (0,))
+    out = inputs.gates.new_empty(*(() if inputs.last_only else (steps,)), batch, units)
+    last = out.new_empty(batch, units, dtype=torch.float32)
+    return out, last, last.new_empty(*((steps, batch, units) if keep_states else (0,)))
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,8 +60,9 @@ def _fake_forward(
     bottom_divisor: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    rows = maps.shape[:2]
-    return maps.new_empty(rows), maps.new_empty((*rows, 2) if keep else (0,), dtype=torch.int32)
+    batch, channels = maps.shape[:2]
+    rows = (batch, channels, 2) if keep else (0,)
+    return maps.new_empty(batch, channels), maps.new_empty(*rows, dtype=torch.int32)
 
 
 def _backward(
