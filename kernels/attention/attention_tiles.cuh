@@ -36,19 +36,21 @@ struct Span {
   std::int64_t batch, first, count, start;
 };
 
-// The tile with number `unit` of sets of `rows` rows, or of ragged sets. All lanes take part.
+// The tile with number `unit` of sets of `rows` rows, or of ragged sets, in tiles of Rows rows. All
+// lanes take part.
+template <int Rows = kRows>
 PW_DEVICE Span find_span(const std::int64_t* offsets, std::int64_t batch, std::int64_t rows,
                          std::int64_t unit) {
   if (offsets == nullptr) {
-    const std::int64_t tiles = simt::ceil_div(rows, std::int64_t{kRows});
-    return Span{unit / tiles, 0, rows, unit % tiles * kRows};
+    const std::int64_t tiles = simt::ceil_div(rows, std::int64_t{Rows});
+    return Span{unit / tiles, 0, rows, unit % tiles * Rows};
   }
   const unsigned lane = simt::lane_id();
   std::int64_t before = 0;
   for (std::int64_t base = 0; base < batch; base += simt::kWarpSize) {
     const std::int64_t mine = base + lane;
     std::int64_t upto =
-        mine < batch ? simt::ceil_div(offsets[mine + 1] - offsets[mine], std::int64_t{kRows}) : 0;
+        mine < batch ? simt::ceil_div(offsets[mine + 1] - offsets[mine], std::int64_t{Rows}) : 0;
     for (unsigned step = 1; step < 32; step *= 2) {
       const std::int64_t lower = simt::shuffle_up(upto, step);
       if (lane >= step) upto += lower;
@@ -60,7 +62,7 @@ PW_DEVICE Span find_span(const std::int64_t* offsets, std::int64_t batch, std::i
       const std::int64_t previous = owner == 0 ? 0 : simt::shuffle(upto, owner - 1);
       const std::int64_t element = base + owner;
       return Span{element, offsets[element], offsets[element + 1] - offsets[element],
-                  (unit - before - previous) * kRows};
+                  (unit - before - previous) * Rows};
     }
     before += simt::shuffle(upto, 31);
   }
@@ -68,10 +70,10 @@ PW_DEVICE Span find_span(const std::int64_t* offsets, std::int64_t batch, std::i
 }
 
 // More units than this never exist: without the offsets the host cannot count them exactly.
-inline std::int64_t count_units(const std::int64_t* offsets, std::int64_t batch,
-                                std::int64_t rows) {
-  return offsets == nullptr ? batch * simt::ceil_div(rows, std::int64_t{kRows})
-                            : rows / kRows + batch;
+template <int Rows = kRows>
+std::int64_t count_units(const std::int64_t* offsets, std::int64_t batch, std::int64_t rows) {
+  return offsets == nullptr ? batch * simt::ceil_div(rows, std::int64_t{Rows})
+                            : rows / Rows + batch;
 }
 
 // Where a block works.

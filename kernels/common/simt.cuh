@@ -22,7 +22,9 @@
 #define PW_LAUNCH_BOUNDS(...)
 #define PW_UNROLL
 // The engine reports source lines: a helper that calls barriers or collectives takes its caller's
-// as a last parameter (PW_SITE_PARAM) and hands it on (PW_SITE_ARG, or PW_SITE_ONLY when alone).
+// as a last parameter (PW_SITE_PARAM, or PW_SITE_FIRST when alone) and hands it on (PW_SITE_ARG, or
+// PW_SITE_ONLY when alone).
+#define PW_SITE_FIRST ::patchword::simt::Site site = ::patchword::simt::Site::current()
 #define PW_SITE_PARAM , ::patchword::simt::Site site = ::patchword::simt::Site::current()
 #define PW_SITE_ARG , site
 #define PW_SITE_ONLY site
@@ -33,6 +35,7 @@
 #define PW_HOST_DEVICE __host__ __device__ __forceinline__
 #define PW_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
 #define PW_UNROLL _Pragma("unroll")
+#define PW_SITE_FIRST
 #define PW_SITE_PARAM
 #define PW_SITE_ARG
 #define PW_SITE_ONLY
