@@ -49,22 +49,30 @@ PW_DEVICE void copy_panels(unsigned char* to, const T* from, std::int64_t row_st
                            std::int64_t start, int dim, int thread, Take take) {
   using Shape = Panels<D>;
   constexpr int kChunks = D / 8, kPerPanel = Shape::kColumns / 8;
-  constexpr int kStep = simt::kWarpgroup / kChunks;
-  // A thread copies one column of chunks: with 12 of them, eight threads have none.
-  const int chunk = thread % kChunks;
-  if (thread >= kStep * kChunks) return;
-  to += chunk / kPerPanel * Shape::panel_bytes(Rows);
-  for (int row = thread / kChunks; row < Rows; row += kStep) {
-    const bool there = chunk * 8 < dim && take(start + row);
-    simt::cp_async<16>(to + simt::panel_offset<Shape::kRowBytes>(row, chunk % kPerPanel),
-                       there ? from + (start + row) * row_stride + chunk * 8 : from,
-                       there ? 16 : 0);
+  // A thread copies one column of chunks in steps of whole swizzle patterns, so that both addresses
+  // advance by constants. With 12 chunks a row, 32 threads have none.
+  constexpr int kStep = simt::kWarpgroup / kChunks / 8 * 8;
+  const int chunk = thread % kChunks, first = thread / kChunks;
+  if (first >= kStep) return;
+  to += chunk / kPerPanel * Shape::panel_bytes(Rows) +
+        simt::panel_offset<Shape::kRowBytes>(first, chunk % kPerPanel);
+  const T* row = from + (start + first) * row_stride + chunk * 8;
+  PW_UNROLL
+  for (int i = 0; i < Rows / kStep; ++i) {
+    const bool there = chunk * 8 < dim && take(start + first + i * kStep);
+    simt::cp_async<16>(to + i * kStep * Shape::kRowBytes, there ? row : from, there ? 16 : 0);
+    row += kStep * row_stride;
   }
 }
 
-// c = q k^T for the warpgroup's queries, whose first row lies at `queries` in a tile of Queries.
+// Takes every row.
+struct Whole {
+  PW_DEVICE bool operator()(std::int64_t) const { return true; }
+};
+
+// Starts c = q k^T; the descriptors are of the warpgroup's first query and of the first key.
 template <class T, int D, int Queries, int Keys>
-PW_DEVICE void start_scores(float (&c)[Keys / 8][4], unsigned queries, unsigned keys) {
+PW_DEVICE void start_scores(float (&c)[Keys / 8][4], std::uint64_t queries, std::uint64_t keys) {
   using Shape = Panels<D>;
   constexpr int kSteps = Shape::kColumns / 16;
   simt::pin(c);
@@ -72,31 +80,57 @@ PW_DEVICE void start_scores(float (&c)[Keys / 8][4], unsigned queries, unsigned 
   PW_UNROLL
   for (int k = 0; k < D / 16; ++k) {
     const int panel = k / kSteps, inside = k % kSteps * 32;
-    simt::wgmma_k_major<T>(
-        c,
-        simt::panel_descriptor<Shape::kRowBytes>(queries + panel * Shape::panel_bytes(Queries) +
-                                                 inside),
-        simt::panel_descriptor<Shape::kRowBytes>(keys + panel * Shape::panel_bytes(Keys) + inside),
-        k > 0);
+    simt::wgmma_k_major<T>(c, simt::advance(queries, panel * Shape::panel_bytes(Queries) + inside),
+                           simt::advance(keys, panel * Shape::panel_bytes(Keys) + inside), k > 0);
   }
   simt::wgmma_commit();
 }
 
-// acc += p v, p in pairs of T.
+// Starts acc += p v, p in pairs of T.
 template <class T, int D, int Keys>
 PW_DEVICE void start_sums(float (&acc)[D / 8][4], const std::uint32_t (&p)[Keys / 16][4],
-                          unsigned values) {
-  using Shape = Panels<D>;
+                          std::uint64_t values) {
   simt::pin(acc);
   simt::wgmma_fence();
   PW_UNROLL
   for (int k = 0; k < Keys / 16; ++k) {
-    simt::wgmma_mn_major<T>(acc, p[k],
-                            simt::panel_descriptor<Shape::kRowBytes>(
-                                values + k * 16 * Shape::kRowBytes, Shape::panel_bytes(Keys)),
-                            true);
+    simt::wgmma_mn_major<T>(acc, p[k], simt::advance(values, k * 16 * Panels<D>::kRowBytes), true);
   }
   simt::wgmma_commit();
+}
+
+// One step of the streaming softmax in base 2: scores become probabilities relative to the largest
+// score so far, `total` and the sums of earlier keys follow. Rows of a half are 8 apart.
+template <int Keys, int D>
+PW_DEVICE void soften(float (&c)[Keys / 8][4], float (&acc)[D / 8][4], float (&largest)[2],
+                      float (&total)[2], float scale) {
+  PW_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    float highest = -INFINITY;
+    PW_UNROLL
+    for (int n = 0; n < Keys / 8; ++n) {
+      highest = simt::max_number(highest, simt::max_number(c[n][2 * half], c[n][2 * half + 1]));
+    }
+    const float now = simt::max(largest[half], simt::warp_reduce(highest, simt::Max{}, 4) * scale);
+    // No key so far: any finite base makes all exponentials zero.
+    const float base = now == -INFINITY ? 0.0f : now;
+    const float shrink = simt::fast_exp2(largest[half] - base);
+    largest[half] = now;
+    total[half] *= shrink;
+    PW_UNROLL
+    for (int n = 0; n < Keys / 8; ++n) {
+      PW_UNROLL
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        c[n][i] = simt::fast_exp2(c[n][i] * scale - base);
+        total[half] += c[n][i];
+      }
+    }
+    PW_UNROLL
+    for (int n = 0; n < D / 8; ++n) {
+      acc[n][2 * half] *= shrink;
+      acc[n][2 * half + 1] *= shrink;
+    }
+  }
 }
 
 #endif
@@ -126,6 +160,11 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
   const Keys keys = keys_of(s, key_span);
   const int tiles = static_cast<int>(simt::ceil_div(keys.limit, std::int64_t{kKeys}));
 
+  // Whether every key of a tile takes part.
+  const auto whole = [&](int tile) {
+    return keys.mask == nullptr && static_cast<std::int64_t>(tile + 1) * kKeys <= keys.limit;
+  };
+
   if (simt::warp_id() >= 4 * Consumers) {
     simt::lower_registers<Shape::kProducerRegisters>();
     const int thread = static_cast<int>(threadIdx.x) - Consumers * simt::kWarpgroup;
@@ -139,10 +178,15 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
       const int stage = tile % kStages;
       const std::int64_t start = static_cast<std::int64_t>(tile) * kKeys;
       if (tile >= kStages) simt::sync_named(kEmpty + stage, kThreads);
-      copy_panels<T, D, kKeys>(k_tiles + stage * Shape::kKeyBytes, k, s.k_stride[2], start, dim,
-                               thread, Visible{keys});
-      copy_panels<T, D, kKeys>(v_tiles + stage * Shape::kKeyBytes, v, s.v_stride[2], start, dim,
-                               thread, Visible{keys});
+      unsigned char* const k_tile = k_tiles + stage * Shape::kKeyBytes;
+      unsigned char* const v_tile = v_tiles + stage * Shape::kKeyBytes;
+      if (whole(tile)) {
+        copy_panels<T, D, kKeys>(k_tile, k, s.k_stride[2], start, dim, thread, Whole{});
+        copy_panels<T, D, kKeys>(v_tile, v, s.v_stride[2], start, dim, thread, Whole{});
+      } else {
+        copy_panels<T, D, kKeys>(k_tile, k, s.k_stride[2], start, dim, thread, Visible{keys});
+        copy_panels<T, D, kKeys>(v_tile, v, s.v_stride[2], start, dim, thread, Visible{keys});
+      }
       if (thread < kKeys) shown[stage * kKeys + thread] = keys.visible(start + thread) ? 1 : 0;
       simt::cp_async_wait_all();
       simt::fence_async_proxy();
@@ -154,11 +198,17 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
 
   simt::raise_registers<Shape::kConsumerRegisters>();
   const int quad = static_cast<int>(simt::lane_id()) % 4;
-  const unsigned queries =
-      simt::shared_address(q_tile) + simt::warp_id() / 4 * 64 * Panels<D>::kRowBytes;
-  const unsigned k_address = simt::shared_address(k_tiles),
-                 v_address = simt::shared_address(v_tiles);
+  constexpr int kRowBytes = Panels<D>::kRowBytes;
+  // All lanes have the same warpgroup; the shuffle tells the compiler.
+  const int warpgroup = simt::shuffle(static_cast<int>(simt::warp_id()) / 4, 0);
+  const std::uint64_t queries =
+      simt::panel_descriptor<kRowBytes>(simt::shared_address(q_tile) + warpgroup * 64 * kRowBytes);
+  const std::uint64_t first_keys = simt::panel_descriptor<kRowBytes>(simt::shared_address(k_tiles));
+  const std::uint64_t first_values = simt::panel_descriptor<kRowBytes>(
+      simt::shared_address(v_tiles), Panels<D>::panel_bytes(kKeys));
   const float scale = s.scale * kLog2E;
+  // A positive scale is applied on the way into the exponential, after the search for the maximum.
+  const float later = scale > 0.0f ? scale : 1.0f;
   float acc[D / 8][4];
   clear(acc);
   float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
@@ -167,15 +217,17 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
     const int stage = tile % kStages;
     simt::sync_named(kFull + stage, kThreads);
     float c[kKeys / 8][4];
-    start_scores<T, D, kQueries, kKeys>(c, queries, k_address + stage * Shape::kKeyBytes);
+    start_scores<T, D, kQueries, kKeys>(c, queries,
+                                        simt::advance(first_keys, stage * Shape::kKeyBytes));
     simt::wgmma_wait<0>(c);
-
-    PW_UNROLL
-    for (int n = 0; n < kKeys / 8; ++n) {
+    if (!(scale > 0.0f)) {
       PW_UNROLL
-      for (int i = 0; i < 4; ++i) c[n][i] *= scale;
+      for (int n = 0; n < kKeys / 8; ++n) {
+        PW_UNROLL
+        for (int i = 0; i < 4; ++i) c[n][i] *= scale;
+      }
     }
-    if (keys.mask != nullptr || static_cast<std::int64_t>(tile + 1) * kKeys > keys.limit) {
+    if (!whole(tile)) {
       PW_UNROLL
       for (int n = 0; n < kKeys / 8; ++n) {
         PW_UNROLL
@@ -184,33 +236,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
         }
       }
     }
-    PW_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      float highest = -INFINITY;
-      PW_UNROLL
-      for (int n = 0; n < kKeys / 8; ++n) {
-        highest = simt::max(highest, simt::max(c[n][2 * half], c[n][2 * half + 1]));
-      }
-      const float now = simt::max(largest[half], simt::warp_reduce(highest, simt::Max{}, 4));
-      // No key so far: any finite base makes all exponentials zero.
-      const float base = now == -INFINITY ? 0.0f : now;
-      const float shrink = simt::fast_exp2(largest[half] - base);
-      largest[half] = now;
-      total[half] *= shrink;
-      PW_UNROLL
-      for (int n = 0; n < kKeys / 8; ++n) {
-        PW_UNROLL
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          c[n][i] = simt::fast_exp2(c[n][i] - base);
-          total[half] += c[n][i];
-        }
-      }
-      PW_UNROLL
-      for (int n = 0; n < D / 8; ++n) {
-        acc[n][2 * half] *= shrink;
-        acc[n][2 * half + 1] *= shrink;
-      }
-    }
+    soften<kKeys, D>(c, acc, largest, total, later);
     std::uint32_t pairs[kKeys / 16][4];
     PW_UNROLL
     for (int m = 0; m < kKeys / 16; ++m) {
@@ -220,7 +246,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
         pairs[m][r] = pack_pair<T>(two[0], two[1]);
       }
     }
-    start_sums<T, D, kKeys>(acc, pairs, v_address + stage * Shape::kKeyBytes);
+    start_sums<T, D, kKeys>(acc, pairs, simt::advance(first_values, stage * Shape::kKeyBytes));
     simt::wgmma_wait<0>(acc);
     if (tile + kStages < tiles) simt::arrive_named(kEmpty + stage, kThreads);
   }

@@ -84,6 +84,11 @@ PW_DEVICE std::uint64_t panel_descriptor(unsigned address, int panel_bytes = 16)
          (address & 0x3ffffu) >> 4;
 }
 
+// The same, `bytes` further on; a multiple of 16.
+PW_DEVICE std::uint64_t advance(std::uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<std::uint64_t>(bytes / 16);
+}
+
 // ---------------------------------------------------------------- order
 
 // Makes this thread's earlier accesses to shared memory visible to the products of others.
