@@ -30,17 +30,15 @@ struct WgmmaShape {
   static constexpr int kKeys = D > 64 && Consumers == 1 ? 64 : 128;
   static constexpr int kThreads = (Consumers + 1) * simt::kWarpgroup;
   static constexpr int kBlocks = Consumers == 1 ? 2 : 1;  // a multiprocessor
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = Consumers == 1 ? 200 : 224;
   static constexpr int kQueryBytes = Panels<D>::bytes(kQueries);
   static constexpr int kKeyBytes = Panels<D>::bytes(kKeys);
   static constexpr int kSharedBytes = simt::kPanelAlignment + kQueryBytes + kStages * 2 * kKeyBytes;
 };
 
+#if PW_HAS_WGMMA
+
 // Barriers of the whole block: a tile of keys has come, a tile may be overwritten.
 constexpr int kFull = 1, kEmpty = kFull + kStages;
-
-#if PW_HAS_WGMMA
 
 // Starts the copies of rows `start` ... of a set to panels; rows that `take` refuses and columns
 // from `dim` on become zeros and are not read.
@@ -166,7 +164,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
   };
 
   if (simt::warp_id() >= 4 * Consumers) {
-    simt::lower_registers<Shape::kProducerRegisters>();
+    simt::lower_registers<56>();
     const int thread = static_cast<int>(threadIdx.x) - Consumers * simt::kWarpgroup;
     const int dim = static_cast<int>(p.dim);
     const T* q = row_pointer<T>(s.q, s.q_stride, span.batch, place.head, span.first);
@@ -196,7 +194,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS((WgmmaShape<D, Consumers>::kThreads),
     return;
   }
 
-  simt::raise_registers<Shape::kConsumerRegisters>();
+  simt::raise_registers<Consumers == 1 ? 200 : 224>();  // what the producer leaves
   const int quad = static_cast<int>(simt::lane_id()) % 4;
   constexpr int kRowBytes = Panels<D>::kRowBytes;
   // All lanes have the same warpgroup; the shuffle tells the compiler.
