@@ -112,7 +112,7 @@ def test_ragged_sets(device: str, consumers: None) -> None:
     sizes0, sizes1 = [10, 0, 3, 135] + [1] * 36, [4, 7, 0, 12] + [2] * 36
     offsets = [torch.tensor([0, *sizes]).cumsum(0).to(device) for sizes in (sizes0, sizes1)]
     tensors = [
-        _draw(torch.float16, device, sum(sizes), 2, 32) for sizes in (sizes0,) * 3 + (sizes1,) * 3
+        _draw(torch.float16, device, sum(sizes), 1, 32) for sizes in (sizes0,) * 3 + (sizes1,) * 3
     ]
     _compare(co_attention, *tensors, offsets0=offsets[0], offsets1=offsets[1])
 
