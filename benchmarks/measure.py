@@ -339,7 +339,8 @@ def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Sessi
                 run = candidate.run or candidate.build(inputs)  # compiled: not a second time
                 run()
                 candidate.memory = peak_of_call(run)
-                candidate.launches = count_launches(run)
+                if candidate.role != "peer":  # a profiler's session costs up to a second
+                    candidate.launches = count_launches(run)
             elif session.template:
                 worker = session.workers.get(candidate.where)
                 if isinstance(worker, str):

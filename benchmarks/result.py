@@ -71,9 +71,16 @@ def candidate_record(candidate: Candidate, row: Row, probe: Record) -> Record:
         shares.append(record["gbs"] / probe["copy_gbs"])
     if row.flops:
         record["gflops"] = row.flops * 1e-9 / summary.median
-        shares.append(record["gflops"] / probe["ceiling_gflops"])
+        shares.append(record["gflops"] / _ceiling(row, probe))
     record["percent_of_ceiling"] = 100 * max(shares) if shares else None
     return record
+
+
+def _ceiling(row: Row, probe: Record) -> float:
+    """GFLOP/s that products of the row's type reach, where that type was probed (on CUDA)."""
+    name = "bfloat16" if row.dtype == "float16" else row.dtype
+    found: float = probe.get("gflops", {}).get(f"torch {name}", probe["ceiling_gflops"])
+    return found
 
 
 def _finite(value: float) -> float | None:

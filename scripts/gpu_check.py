@@ -27,11 +27,11 @@ NEEDED = ("torch", "numpy", "pytest", "pybind11", "rich", "tqdm")
 
 # Seconds a step may take, and seconds it must leave to the steps after it.
 BUILD, BUILD_LEAVES = 230, 250
-TESTS, TESTS_LEAVES = 110, 170
+TESTS, TESTS_LEAVES = 120, 160
 SANITIZER, SANITIZER_LEAVES = 90, 110
-ROW = 75
+ROW = 110
 END = 12  # for the summary
-AT_ONCE = 4  # test processes that share the GPU
+AT_ONCE = 5  # test processes that share the GPU
 SUITES = ("gpu", "refinement", "sequences", "ops", "attention")
 
 # Warnings of another torch are no failures here, and no option may need a missing plugin.
@@ -234,14 +234,11 @@ def _pool(
 
 
 def tests(check: Check) -> None:
-    """Every CUDA test, and the Triton tests that need no GPU; kernel resources meanwhile."""
+    """Every CUDA and Triton test; the interpreter is for machines without a GPU."""
     library = "python/patchword/libpatchword_cuda.so"
     resources = [sys.executable, "scripts/kernel_resources.py", library, "--json"]
     jobs = [(Path(file).stem, [file, "-m", "cuda"], []) for file in _files("cuda")]
-    triton = ["test_triton_compiles", "test_patch_similarity_triton", "test_mask_upsample_devices"]
-    for name in triton:
-        selection = [f"tests/ops/{name}.py", "-m", "not cuda", "-k", "triton"]
-        jobs.append((f"{name}-without-gpu", selection, []))
+    jobs.append(("test_triton_compiles", ["tests/ops/test_triton_compiles.py"], []))
     with ThreadPoolExecutor(1) as beside:
         beside.submit(check.call, "resources.json", resources, TESTS)
         _pool(check, "tests", jobs, AT_ONCE, min(TESTS, check.left() - TESTS_LEAVES))

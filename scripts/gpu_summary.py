@@ -37,9 +37,9 @@ def build_lines(work: Path) -> Iterator[str]:
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     wrong = re.compile(r"\berror\b|^FAILED|fatal|spill", re.IGNORECASE)
     shown = [i for i, line in enumerate(lines) if wrong.search(line)][:8]
-    for i in sorted({j for i in shown for j in range(i, i + 3)}):
-        if i < len(lines) and lines[i].strip():
-            yield f"build: {lines[i].strip()}"
+    for place in sorted({j for i in shown for j in range(i, i + 3)}):
+        if place < len(lines) and lines[place].strip():
+            yield f"build: {lines[place].strip()}"
 
 
 def resource_lines(path: Path) -> Iterator[str]:

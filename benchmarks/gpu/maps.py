@@ -84,7 +84,7 @@ def _peers(prepare: eager.Prepare, autotune: bool = False) -> tuple[Peer, ...]:
     return tuple(peers)
 
 
-def _similarity_row(classes: int, dtype: torch.dtype, ratio: float, autotune: bool = False) -> Row:
+def _similarity_row(classes: int, dtype: torch.dtype, ratio: float) -> Row:
     name = str(dtype).removeprefix("torch.")
     cells = BATCH * PATCHES
     return Row(
@@ -97,7 +97,7 @@ def _similarity_row(classes: int, dtype: torch.dtype, ratio: float, autotune: bo
         inputs=partial(similarity_inputs, classes, dtype),
         gate=softmax_gate,
         ours=_ours.softmax_map_unpacked,
-        peers=_peers(eager.softmax_map, autotune),
+        peers=_peers(eager.softmax_map),
         targets=(Target((EAGER, COMPILED), ratio),),
         flops=2.0 * cells * classes * SIZE,
         moved_bytes=float(dtype.itemsize) * (cells * (SIZE + classes) + classes * SIZE),
@@ -173,7 +173,7 @@ def _sample_row(channels_last: bool) -> Row:
 ROWS = (
     _label_row(8, 150, 32, 512, True, 8.0, autotune=True),
     _label_row(8, 150, 32, 512, False, 3.0),
-    _similarity_row(150, torch.bfloat16, 2.5, autotune=True),
+    _similarity_row(150, torch.bfloat16, 2.5),
     _similarity_row(150, torch.float32, 2.5),
     _similarity_row(1203, torch.bfloat16, 1.3),
     Row(

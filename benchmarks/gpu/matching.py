@@ -131,18 +131,13 @@ def ours_dual_softmax(inputs: Inputs, backend: str) -> Run:
     return _ours.bind("dual_softmax_matches", backend, *sets, **options)
 
 
-def _mutual_row(
-    count: int, size: int, dtype: torch.dtype, targets: tuple[Target, ...], autotune: bool = False
-) -> Row:
+def _mutual_row(count: int, size: int, dtype: torch.dtype, targets: tuple[Target, ...]) -> Row:
     name, half = str(dtype).removeprefix("torch."), dtype != torch.float32
     part = ROUNDED if half else "full"
     peers = [
         Peer(EAGER, partial(eager.eager, eager.mutual), part, devices=CUDA),
         Peer(COMPILED, partial(eager.compiled, eager.mutual), part, devices=CUDA, compiled=True),
     ]
-    if autotune:
-        best = partial(eager.compiled, eager.mutual, mode="max-autotune")
-        peers.append(Peer(f"{COMPILED} max-autotune", best, part, devices=CUDA, compiled=True))
     if half:
         peers.append(Peer("torch eager, float32 scores", mutual_float_scores, devices=CUDA))
     else:
