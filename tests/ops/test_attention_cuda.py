@@ -182,9 +182,11 @@ def test_shared_keys_come_to_the_same(device: str, monkeypatch: pytest.MonkeyPat
     assert len({out.cpu().numpy().tobytes() for out in answers.values()}) == len(answers)
 
 
-def _splits(workspace: int, rows: int, dim: int) -> float:
-    """How many partial results of `rows` rows lie in a workspace."""
-    return workspace / (rows * (dim + 2) * 4)
+def _splits(workspace: int, rows: int, dim: int) -> int:
+    """How many partial results of ``rows`` rows lie in a workspace, up to its padding."""
+    splits, rest = divmod(workspace, rows * (dim + 2) * 4)
+    assert rest < 16
+    return splits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -204,9 +206,35 @@ def test_streams_of_a_pair_share_their_keys_each(
     # Queries of set 0 see 600 keys, those of set 1 only 20: the second stream is not shared.
     tensors = [_draw(torch.float16, device, 1, 1, n, 32) for n in (20, 20, 20, 600, 600, 600)]
     _check(pair_attention, *tensors, cross=True)
-    splits = _splits(workspaces[0][1], 20, 32)
-    assert splits == int(splits)
-    assert 2 <= splits <= 10
+    assert 2 <= _splits(workspaces[0][1], 20, 32) <= 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "splits"),
+    [
+        ((2, 2, 900, 900, 128), 3),  # as both directions of a pair: 60 tiles, 15 runs of keys
+        ((1, 12, 1, 785, 64), 7),
+        ((1, 1, 1, 100_000, 64), 63),
+    ],
+    ids=str,
+)
+def test_shares_on_a_large_gpu(
+    simt: object, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], splits: int
+) -> None:
+    monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "132")
+    compiled, asked = native.C, []
+
+    def size_alone(*arguments: Any) -> int:
+        if arguments[4] != 0:  # with the workspace: the work itself would take long here
+            return 0
+        asked.append(compiled.attention_forward(*arguments))
+        return int(asked[-1])
+
+    monkeypatch.setattr(native, "C", SimpleNamespace(attention_forward=size_alone))
+    batch, heads, queries, keys, dim = shape
+    q, k = (torch.zeros(dim).expand(batch, heads, n, dim) for n in (queries, keys))
+    attention(q, k, k, backend="native")
+    assert [_splits(size, batch * heads * queries, dim) for size in asked] == [splits]
 
 
 def test_many_tiles_or_few_keys_are_not_shared(
