@@ -20,9 +20,7 @@ FORWARD = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
 BACKWARD = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(
-    params=["simt", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.sanitizer])],
-)
+@pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     """Where the CUDA kernels run: the CPU execution layer, or a GPU."""
     if request.param == "simt":
@@ -96,6 +94,7 @@ def _check(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None:
     assert _error(*gradients) <= BACKWARD[dtype]
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape",
@@ -114,6 +113,7 @@ def test_pair(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     _check(pair_attention, *tensors, cross=True)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_masks_and_lengths(device: str, form: str, dtype: torch.dtype) -> None:
     tensors = [_draw(dtype, device, 2, 2, n, 24) for n in (9, 9, 9, 70, 70, 70)]
@@ -130,6 +130,7 @@ def test_masks_and_lengths(device: str, form: str, dtype: torch.dtype) -> None:
     _check(pair_attention, *_clean, **options)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dual(device: str, dtype: torch.dtype) -> None:
     tensors = [_draw(dtype, device, 1, 2, 21, 64) for _ in range(3)]
@@ -144,6 +145,7 @@ def test_ragged_sets(device: str, form: str, dtype: torch.dtype) -> None:
     _check(co_attention, *tensors, offsets0=offsets[0], offsets1=offsets[1])
 
 
+@pytest.mark.sanitizer
 def test_strides_without_copies(device: str) -> None:
     packed = _draw(torch.float16, device, 2, 19, 3, 2, 16)
     q, k, v = packed.permute(2, 0, 3, 1, 4)
@@ -152,6 +154,7 @@ def test_strides_without_copies(device: str) -> None:
     _check(attention, odd, odd, odd)
 
 
+@pytest.mark.sanitizer
 def test_two_runs_are_equal_to_the_bit(device: str, form: str) -> None:
     tensors = [_draw(torch.float32, device, 1, 2, 90, 32).requires_grad_() for _ in range(3)]
     answers = []
@@ -171,6 +174,7 @@ def test_shared_keys(device: str, monkeypatch: pytest.MonkeyPatch, dim: int, dty
         _check(attention, *tensors)
 
 
+@pytest.mark.sanitizer
 def test_shared_keys_come_to_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (_draw(torch.float32, device, 2, 2, n, 32) for n in (70, 200, 200))
     answers = {}
@@ -199,6 +203,7 @@ def test_one_query_shares_its_keys(
     assert 2 <= _splits(workspaces[0][1], 2, 64) <= 13
 
 
+@pytest.mark.sanitizer
 def test_streams_of_a_pair_share_their_keys_each(
     device: str, workspaces: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +252,7 @@ def test_many_tiles_or_few_keys_are_not_shared(
     assert workspaces == [("attention_forward", 0)] * 2
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape",
@@ -267,6 +273,7 @@ def test_tiny_sets(
     assert workspaces == [("attention_forward", 0), ("attention_backward", 0)]
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_tiny_ragged_sets(
     device: str, workspaces: list[tuple[str, int]], dtype: torch.dtype
