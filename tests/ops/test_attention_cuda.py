@@ -166,11 +166,12 @@ def test_two_runs_are_equal_to_the_bit(device: str, form: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [17, 40, 64, 96, 128])
-def test_shared_keys(device: str, monkeypatch: pytest.MonkeyPatch, dim: int, dtype: Any) -> None:
+def test_head_sizes(device: str, monkeypatch: pytest.MonkeyPatch, dim: int, dtype: Any) -> None:
     # 3 runs of keys for 2 and 5 blocks: the second block gets less, the last two get nothing.
-    tensors = [_draw(dtype, device, 1, 1, n, dim) for n in (3, 150, 150)]
-    for count in (2, 5):
-        monkeypatch.setenv("PATCHWORD_ATTENTION_FORM", f"tiles:{count}")
+    # Warps walk over 10 tiles of keys, for heads over 128 bytes more than once.
+    tensors = [_draw(dtype, device, 1, 1, n, dim) for n in (19, 150, 150)]
+    for form in ("tiles:2", "tiles:5", "warps"):
+        monkeypatch.setenv("PATCHWORD_ATTENTION_FORM", form)
         _check(attention, *tensors)
 
 
