@@ -34,10 +34,6 @@ def refuse(logits: Tensor, output: str | Tensor = "labels") -> str | None:
     return _library.refuse_device(logits) or _library.refuse_dtype(logits)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _run(
     output: int,
     logits: Tensor,
@@ -61,37 +57,27 @@ def _run(
         if confusion is not None:
             confusion.zero_()
         return
-    device, stream, threads = _library.runtime(logits)
-    sizes = (*logits.shape, *size)
-    tags = (DTYPE_TAGS[logits.dtype], label_tag, mode, output, align_corners)
-    scratch = None
-    if device == _library.CPU:
-        scratch = torch.empty(C.mask_upsample_workspace(threads, tags, sizes), dtype=torch.uint8)
-    elif output == OUTPUTS["minmax"]:  # the range of every map
-        scratch = logits.new_empty((2, logits.shape[0], logits.shape[1]), dtype=torch.int32)
     if class_mask is not None:
         class_mask = class_mask.contiguous()
     if region is not None:
         region = region.contiguous()
     if thresholds is not None:
         thresholds = thresholds.float().expand(logits.shape[0], logits.shape[1])
-    C.mask_upsample_forward(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.mask_upsample_forward,
+        logits,
         (
             logits.data_ptr(),
-            _address(out),
-            _address(confidence),
-            _address(confusion),
-            _address(target),
-            _address(class_mask),
-            _address(region),
-            _address(thresholds),
-            _address(scratch),
+            _library.address(out),
+            _library.address(confidence),
+            _library.address(confusion),
+            _library.address(target),
+            _library.address(class_mask),
+            _library.address(region),
+            _library.address(thresholds),
         ),
-        tags,
-        sizes,
+        (DTYPE_TAGS[logits.dtype], label_tag, mode, output, align_corners),
+        (*logits.shape, *size),
         (
             *logits.stride(),
             0 if class_mask is None or class_mask.ndim == 1 else class_mask.stride(0),
@@ -115,9 +101,7 @@ def _maps(
     region: Tensor | None,
     scale: float,
 ) -> Tensor:
-    out = _maps_fake(
-        logits, size, mode, align_corners, output, threshold, thresholds, class_mask, region, scale
-    )
+    out = _maps_fake(logits, size, mode, align_corners, output)
     _run(
         output,
         logits,
@@ -135,19 +119,10 @@ def _maps(
 
 
 def _maps_fake(
-    logits: Tensor,
-    size: Sequence[int],
-    mode: int,
-    align_corners: bool,
-    output: int,
-    threshold: float,
-    thresholds: Tensor | None,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *_: Any
 ) -> Tensor:
     dtype = torch.bool if output == OUTPUTS["binary"] else logits.dtype
-    return logits.new_empty((logits.shape[0], logits.shape[1], size[0], size[1]), dtype=dtype)
+    return logits.new_empty(*logits.shape[:2], *size, dtype=dtype)
 
 
 _maps_op = _library.register(
@@ -169,9 +144,7 @@ def _labels(
     class_mask: Tensor | None,
     region: Tensor | None,
 ) -> Tensor:
-    out = _labels_fake(
-        logits, size, mode, align_corners, label_tag, ignore_index, class_mask, region
-    )
+    out = _labels_fake(logits, size, mode, align_corners, label_tag)
     _run(
         OUTPUTS["labels"],
         logits,
@@ -188,16 +161,9 @@ def _labels(
 
 
 def _labels_fake(
-    logits: Tensor,
-    size: Sequence[int],
-    mode: int,
-    align_corners: bool,
-    label_tag: int,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, label_tag: int, *_: Any
 ) -> Tensor:
-    return logits.new_empty((logits.shape[0], size[0], size[1]), dtype=_LABEL_OF_TAG[label_tag])
+    return logits.new_empty(logits.shape[0], *size, dtype=_LABEL_OF_TAG[label_tag])
 
 
 _labels_op = _library.register(
@@ -219,9 +185,7 @@ def _confidence(
     region: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    out, confidence = _confidence_fake(
-        logits, size, mode, align_corners, label_tag, ignore_index, class_mask, region, scale
-    )
+    out, confidence = _confidence_fake(logits, size, mode, align_corners, label_tag)
     _run(
         OUTPUTS["labels_confidence"],
         logits,
@@ -240,21 +204,10 @@ def _confidence(
 
 
 def _confidence_fake(
-    logits: Tensor,
-    size: Sequence[int],
-    mode: int,
-    align_corners: bool,
-    label_tag: int,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, label_tag: int, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    shape = (logits.shape[0], size[0], size[1])
-    return (
-        logits.new_empty(shape, dtype=_LABEL_OF_TAG[label_tag]),
-        logits.new_empty(shape, dtype=torch.float32),
-    )
+    out = _labels_fake(logits, size, mode, align_corners, label_tag)
+    return out, torch.empty_like(out, dtype=torch.float32)
 
 
 _confidence_op = _library.register(
@@ -275,7 +228,7 @@ def _confusion(
     class_mask: Tensor | None,
     region: Tensor | None,
 ) -> Tensor:
-    out = _confusion_fake(logits, target, mode, align_corners, ignore_index, class_mask, region)
+    out = _confusion_fake(logits)
     _run(
         OUTPUTS["confusion"],
         logits,
@@ -292,15 +245,7 @@ def _confusion(
     return out
 
 
-def _confusion_fake(
-    logits: Tensor,
-    target: Tensor,
-    mode: int,
-    align_corners: bool,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def _confusion_fake(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
 
 
@@ -319,22 +264,13 @@ def _backward(grad: Tensor, height: int, width: int, mode: int, align_corners: b
         return out
     if grad.numel() == 0:
         return out.zero_()
-    device, stream, threads = _library.runtime(grad)
-    sizes = (grad.shape[0], grad.shape[1], height, width, grad.shape[2], grad.shape[3])
-    tags = (DTYPE_TAGS[grad.dtype], 0, mode, 0, align_corners)
-    scratch = None
-    if device == _library.CPU:
-        size = C.mask_upsample_grad_workspace(threads, tags, sizes)
-        scratch = torch.empty(size, dtype=torch.uint8)
-    C.mask_upsample_backward(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.mask_upsample_backward,
+        grad,
         grad.data_ptr(),
         out.data_ptr(),
-        _address(scratch),
-        tags,
-        sizes,
+        (DTYPE_TAGS[grad.dtype], 0, mode, 0, align_corners),
+        (grad.shape[0], grad.shape[1], height, width, grad.shape[2], grad.shape[3]),
     )
     return out
 

@@ -24,8 +24,6 @@ def refuse(features: Tensor, points: Tensor) -> str | None:
     _, _, height, width = features.shape
     if height > _MAX_SIDE or width > _MAX_SIDE:
         return "the map has more than 2^24 cells along an axis"
-    if features.is_cpu and features.dtype in _library.FLOAT_DTYPES:
-        return _library.missing_reason
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
@@ -41,37 +39,29 @@ def _forward(
     shape = features.shape
     batch, channels, _, _ = shape
     count = points.shape[1]
-    out = features.new_empty((batch, count, channels))
+    out = features.new_empty(batch, count, channels)
     if batch == 0 or count == 0 or channels == 0:
         return out
     if points.dtype is not torch.float32:
         points = points.float()
-    device, stream, threads = _library.runtime(features)
-    scratch, size = None, 0
-    while True:
-        size = C.sample_features_forward(
-            device,
-            stream,
-            threads,
-            features.data_ptr(),
-            points.data_ptr(),
-            out.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            shape,
-            features.stride(),
-            count,
-            points.stride(),
-            affine if type(affine) is tuple else tuple(affine),
-            DTYPE_TAGS[features.dtype],
-            mode,
-            padding,
-            align_corners,
-            normalize,
-        )
-        if size == 0:
-            return out
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.sample_features_forward,
+        features,
+        features.data_ptr(),
+        points.data_ptr(),
+        out.data_ptr(),
+        shape,
+        features.stride(),
+        count,
+        points.stride(),
+        tuple(affine),
+        DTYPE_TAGS[features.dtype],
+        mode,
+        padding,
+        align_corners,
+        normalize,
+    )
+    return out
 
 
 def _fake_forward(
@@ -83,7 +73,7 @@ def _fake_forward(
     align_corners: bool,
     normalize: bool,
 ) -> Tensor:
-    return features.new_empty((features.shape[0], points.shape[1], features.shape[1]))
+    return features.new_empty(features.shape[0], points.shape[1], features.shape[1])
 
 
 def _sorted_by_cell(
@@ -133,41 +123,34 @@ def _backward(
         return grad_features.zero_(), grad_points.zero_()
     points = points.float()
     grad = grad.contiguous()
-    device, stream, threads = _library.runtime(features)
-    order = starts = scratch = None
+    device, stream, _ = _library.runtime(features)
+    order = starts = None
     if wants_features and device == _library.CUDA:
         order, starts = _sorted_by_cell(
             features, points, stream, affine, mode, padding, align_corners
         )
-    size = 0
-    while True:
-        size = C.sample_features_backward(
-            device,
-            stream,
-            threads,
-            features.data_ptr(),
-            points.data_ptr(),
-            grad.data_ptr(),
-            grad_features.data_ptr() if wants_features else 0,
-            grad_points.data_ptr() if wants_points else 0,
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            0 if order is None else order.data_ptr(),
-            0 if starts is None else starts.data_ptr(),
-            features.shape,
-            features.stride(),
-            grad_features.stride() if wants_features else (0, 0, 0, 0),
-            points.shape[1],
-            points.stride(),
-            tuple(affine),
-            DTYPE_TAGS[features.dtype],
-            mode,
-            padding,
-            align_corners,
-        )
-        if size == 0:
-            return grad_features, grad_points
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.sample_features_backward,
+        features,
+        features.data_ptr(),
+        points.data_ptr(),
+        grad.data_ptr(),
+        grad_features.data_ptr() if wants_features else 0,
+        grad_points.data_ptr() if wants_points else 0,
+        _library.address(order),
+        _library.address(starts),
+        features.shape,
+        features.stride(),
+        grad_features.stride() if wants_features else (0, 0, 0, 0),
+        points.shape[1],
+        points.stride(),
+        tuple(affine),
+        DTYPE_TAGS[features.dtype],
+        mode,
+        padding,
+        align_corners,
+    )
+    return grad_features, grad_points
 
 
 def _fake_backward(

@@ -37,27 +37,19 @@ def _forward(
     )
     if out.numel() == 0:
         return out, thresholds
-    device, stream, threads = _library.runtime(maps)
-    scratch, size = None, 0
-    while True:
-        size = C.weldon_pool_forward(
-            device,
-            stream,
-            threads,
-            maps.data_ptr(),
-            out.data_ptr(),
-            thresholds.data_ptr() if keep else 0,
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            maps.shape,
-            maps.stride(),
-            DTYPE_TAGS[maps.dtype],
-            (top_count, bottom_count),
-            (top_divisor, bottom_divisor),
-        )
-        if size == 0:
-            return out, thresholds
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.weldon_pool_forward,
+        maps,
+        maps.data_ptr(),
+        out.data_ptr(),
+        thresholds.data_ptr() if keep else 0,
+        maps.shape,
+        maps.stride(),
+        DTYPE_TAGS[maps.dtype],
+        (top_count, bottom_count),
+        (top_divisor, bottom_divisor),
+    )
+    return out, thresholds
 
 
 def _fake_forward(
@@ -68,8 +60,9 @@ def _fake_forward(
     bottom_divisor: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    rows = maps.shape[:2]
-    return maps.new_empty(rows), maps.new_empty((*rows, 2) if keep else (0,), dtype=torch.int32)
+    batch, channels = maps.shape[:2]
+    rows = (batch, channels, 2) if keep else (0,)
+    return maps.new_empty(batch, channels), maps.new_empty(*rows, dtype=torch.int32)
 
 
 def _backward(
@@ -85,11 +78,9 @@ def _backward(
     if maps.numel() == 0:
         return grad_maps
     grad = grad.contiguous()
-    device, stream, threads = _library.runtime(maps)
-    C.weldon_pool_backward(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.weldon_pool_backward,
+        maps,
         maps.data_ptr(),
         thresholds.data_ptr(),
         grad.data_ptr(),
