@@ -151,9 +151,9 @@ Status raise_dynamic_shared(const char* name, void (*kernel)(P...), std::size_t 
   static_cast<void>(name);
   return make_status(host::raise_dynamic_shared(reinterpret_cast<const void*>(kernel), bytes));
 #else
-  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(bytes));
+  const cudaError_t error =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (error != cudaSuccess) cudaGetLastError();  // as in launch
   return make_status(name, error);
 #endif
