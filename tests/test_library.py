@@ -177,6 +177,11 @@ def test_scratch_is_kept_for_each_thread_while_it_is_small():
         assert fresh.submit(run).result() == expected
     with ThreadPoolExecutor(1) as other:
         assert other.submit(run).result() == expected
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert sizes(100) == sizes(100) == [0, 100]
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @needs_native

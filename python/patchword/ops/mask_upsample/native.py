@@ -54,7 +54,9 @@ def _run(
     scale: float = 1.0,
     ignore_index: int = -1,
 ) -> None:
-    if logits.shape[0] == 0 or 0 in size or (out is not None and out.numel() == 0):
+    pixels = target if out is None else out
+    assert pixels is not None
+    if pixels.numel() == 0:
         if confusion is not None:
             confusion.zero_()
         return
@@ -120,10 +122,11 @@ def _maps(
 
 
 def _maps_fake(
-    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *_: Any
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *rest: Any
 ) -> Tensor:
     dtype = torch.bool if output == OUTPUTS["binary"] else logits.dtype
-    return logits.new_empty(*logits.shape[:2], *size, dtype=dtype)
+    batch, channels, _, _ = logits.shape
+    return logits.new_empty(batch, channels, *size, dtype=dtype)
 
 
 _maps_op = _library.register(

@@ -55,8 +55,8 @@ def _forward(
     return out
 
 
-def _fake_forward(features: Tensor, points: Tensor, *_: Any) -> Tensor:
-    batch, channels = features.shape[:2]
+def _fake_forward(features: Tensor, points: Tensor, *rest: Any) -> Tensor:
+    batch, channels, _, _ = features.shape
     return features.new_empty(batch, points.shape[1], channels)
 
 

@@ -49,7 +49,7 @@ def _forward(maps: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _fake_forward(maps: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     keep = arguments[-1]
-    batch, channels = maps.shape[:2]
+    batch, channels, _, _ = maps.shape
     rows = (batch, channels, 2) if keep else (0,)
     return maps.new_empty(batch, channels), maps.new_empty(*rows, dtype=torch.int32)
 
