@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy import AttentionGate
-from benchmarks.common import Run
+from benchmarks.common import NotAvailable, Run
 from benchmarks.ops._ours import find_op
 from benchmarks.peers import attention as peers
 from benchmarks.peers import eager
-from benchmarks.registry import Inputs, Peer, Row, Target
+from benchmarks.registry import Inputs, OwnBuild, Peer, Row, Target
 
 BOTH = ("cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,6 +61,24 @@ def gradient_gate(inputs: Inputs) -> AttentionGate:
 def plain(inputs: Inputs, backend: str) -> Run:
     """Plain attention."""
     return partial(find_op("attention"), *peers.views(inputs["packed0"]), backend=backend)
+
+
+def _with_wgmma(run: Run) -> Any:
+    os.environ["PATCHWORD_ATTENTION_WGMMA"] = "must"
+    try:
+        return run()
+    finally:
+        del os.environ["PATCHWORD_ATTENTION_WGMMA"]
+
+
+def wgmma(inputs: Inputs, *, ours: OwnBuild) -> Run:
+    """``ours`` by the wgmma kernel, which runs only for who asks, or its refusal."""
+    run = partial(_with_wgmma, ours(inputs, "native"))
+    try:
+        run()
+    except NotImplementedError as error:
+        raise NotAvailable(str(error)) from error
+    return run
 
 
 def pair(inputs: Inputs, backend: str) -> Run:
@@ -113,6 +132,11 @@ def _plain(shape: tuple[int, int, int], dtype: str) -> Row:
                     devices=("cuda",),
                 )
                 for backend in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
+            ),
+            *(
+                ()
+                if dtype == "float32"
+                else (Peer("patchword, wgmma", partial(wgmma, ours=plain), devices=("cuda",)),)
             ),
         ),
         targets=(Target((), 2.0 if dtype == "float32" else 3.3),),
