@@ -94,11 +94,7 @@ bool has_workspace(MatchParams& p, const Launch& on, bool sums, int64_t& needed)
   return needed <= on.scratch_bytes;
 }
 
-int64_t best(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
-             const py::tuple& side1, const OutPointers& out0, const OutPointers& out1, int64_t k) {
-  MatchParams p = make_params(dtype, metric, scale, side0, side1);
-  set_outputs(p, out0, out1);
-  p.k = k;
+int64_t run_best(const Launch& on, MatchParams& p) {
   int64_t needed = 0;
   if (!has_workspace(p, on, false, needed)) return needed;
   if (on.device == kCuda) {
@@ -107,6 +103,14 @@ int64_t best(const Launch& on, int dtype, int metric, float scale, const py::tup
   }
   run_on_cpu("match_best", expected_ns(p), [&] { return match_table().best(p, on.threads); });
   return 0;
+}
+
+int64_t best(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
+             const py::tuple& side1, const OutPointers& out0, const OutPointers& out1, int64_t k) {
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
+  set_outputs(p, out0, out1);
+  p.k = k;
+  return run_best(on, p);
 }
 
 int64_t logsumexp(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
@@ -153,10 +157,10 @@ void mutual_in_place(const Sizes& sizes, int metric, const OutPointers& side0,
 int64_t mutual(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
                const py::tuple& side1, const OutPointers& out0, const OutPointers& out1,
                std::optional<double> threshold, std::optional<double> ratio, bool allow_single) {
-  const int64_t needed = best(on, dtype, metric, scale, side0, side1, out0, out1, 1);
-  if (needed != 0) return needed;
-  const Side first(side0), second(side1);
-  const Sizes sizes{{first.shape[0], first.shape[1], second.shape[1]}};
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
+  set_outputs(p, out0, out1);
+  if (const int64_t needed = run_best(on, p); needed != 0) return needed;
+  const Sizes sizes{{p.pairs, p.side0.count, p.side1.count}};
   mutual_in_place(sizes, metric, out0, out1, threshold, ratio, allow_single);
   return 0;
 }
@@ -166,20 +170,20 @@ int64_t mutual(const Launch& on, int dtype, int metric, float scale, const py::t
 int64_t cycle(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
               const py::tuple& side1, const OutPointers& out0, const OutPointers& out1,
               const Addresses<3>& trip, const py::tuple& point_stride) {
-  const int64_t needed = best(on, dtype, metric, scale, side0, side1, out0, out1, 1);
-  if (needed != 0) return needed;
-  const Side first(side0), second(side1);
-  ReturnTripParams p{};
-  p.there = pointer<const int64_t>(out0[0]);
-  p.back = pointer<const int64_t>(out1[0]);
-  p.pairs = first.shape[0];
-  p.count0 = first.shape[1];
-  p.count1 = second.shape[1];
-  p.ends = pointer<int64_t>(trip[0]);
-  p.points = pointer<const float>(trip[1]);
-  p.distance = pointer<float>(trip[2]);
-  read_tail(point_stride.ptr(), p.point_stride);
-  return_trip(p);
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
+  set_outputs(p, out0, out1);
+  if (const int64_t needed = run_best(on, p); needed != 0) return needed;
+  ReturnTripParams q{};
+  q.there = p.indices0;
+  q.back = p.indices1;
+  q.pairs = p.pairs;
+  q.count0 = p.side0.count;
+  q.count1 = p.side1.count;
+  q.ends = pointer<int64_t>(trip[0]);
+  q.points = pointer<const float>(trip[1]);
+  q.distance = pointer<float>(trip[2]);
+  read_tail(point_stride.ptr(), q.point_stride);
+  return_trip(q);
   return 0;
 }
 

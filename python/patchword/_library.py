@@ -106,6 +106,7 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
+_deterministic = torch.are_deterministic_algorithms_enabled
 _Parameter = torch.nn.Parameter
 
 
@@ -181,16 +182,20 @@ def launch(entry: Callable[..., int], like: Tensor, *arguments: Any) -> None:
         like: Tells the device.
         arguments: What follows; tensors behind addresses in it must be kept by the caller.
     """
-    device, stream, threads = runtime(like)
-    # What a GPU still works with belongs to its stream: there the allocator is the one that keeps.
-    kept = (_scratch.address, _scratch.size) if device == CPU else (0, 0)
-    needed = entry((device, stream, threads, *kept), *arguments)
+    # What a GPU still works with belongs to its stream, whose allocator is the one that keeps; and
+    # torch's deterministic mode wants fresh memory, which it fills so that nobody reads it unseen.
+    keeps = like.is_cpu and not _simulating and not _deterministic()
+    if keeps:
+        where = CPU, 0, torch.get_num_threads(), _scratch.address, _scratch.size
+    else:
+        where = (*runtime(like), 0, 0)
+    needed = entry(where, *arguments)
     if needed == 0:
         return
     memory = torch.empty(needed, dtype=torch.uint8, device=like.device)
-    if device == CPU and needed <= _KEPT_BYTES:
+    if keeps and needed <= _KEPT_BYTES:
         _scratch.memory, _scratch.address, _scratch.size = memory, memory.data_ptr(), needed
-    entry((device, stream, threads, memory.data_ptr(), needed), *arguments)
+    entry((*where[:3], memory.data_ptr(), needed), *arguments)
 
 
 def refuse_device(tensor: Tensor) -> str | None:

@@ -132,10 +132,14 @@ def _logsumexp(descriptors0: Tensor, descriptors1: Tensor, *rest: Any) -> tuple[
     return rows, columns
 
 
-def _logsumexp_fake(descriptors0: Tensor, descriptors1: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _logsumexp_fake(
+    descriptors0: Tensor, descriptors1: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    *rows, _ = descriptors0.shape
+    *columns, _ = descriptors1.shape
     return (
-        descriptors0.new_empty(*descriptors0.shape[:-1], dtype=torch.float32),
-        descriptors1.new_empty(*descriptors1.shape[:-1], dtype=torch.float32),
+        descriptors0.new_empty(*rows, dtype=torch.float32),
+        descriptors1.new_empty(*columns, dtype=torch.float32),
     )
 
 
@@ -191,7 +195,7 @@ def nearest(
     descriptors: tuple[Tensor, Tensor], options: tuple[Tensor | None, ...], metric: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """Indices and scores ``[..., N]`` (``[..., N, k]``) of the ``k`` best, by one compiled call."""
-    rows = descriptors[0].shape[:-1]
+    *rows, _ = descriptors[0].shape
     indices, scores = _outputs(descriptors[0], *rows, *(() if k == 1 else (k,)))
     out = indices.data_ptr(), scores.data_ptr(), 0
     _call(C.match_best, descriptors, options, metric, 1.0, out, (0, 0, 0), k)
@@ -211,8 +215,10 @@ def mutual_matches(
     ratio and allow_single.
     """
     a, b = descriptors
-    matches0, scores0 = _outputs(a, *a.shape[:-1])
-    matches1, scores1 = _outputs(b, *b.shape[:-1])
+    *rows, _ = a.shape
+    *columns, _ = b.shape
+    matches0, scores0 = _outputs(a, *rows)
+    matches1, scores1 = _outputs(b, *columns)
     second0 = second1 = None
     if rule[1] is not None:
         second0, second1 = torch.empty_like(scores0), torch.empty_like(scores1)
@@ -270,8 +276,10 @@ def cycle(
     that need a gradient.
     """
     a, b = descriptors
-    there, scores = _outputs(a, *a.shape[:-1])
-    candidates, unused = _outputs(b, *b.shape[:-1])
+    *rows, _ = a.shape
+    *columns, _ = b.shape
+    there, scores = _outputs(a, *rows)
+    candidates, unused = _outputs(b, *columns)
     back = torch.empty_like(there)
     trip, distance = (back.data_ptr(), 0, 0), None
     if points.dtype is torch.float32 and _library.plain_eager(points):

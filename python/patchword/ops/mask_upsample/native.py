@@ -12,6 +12,7 @@ from torch import Tensor
 from patchword import _library
 from patchword._library import DTYPE_TAGS, C
 from patchword.ops.mask_upsample import reference
+from patchword.ops.mask_upsample.reference import Reading
 
 # The same numbers as in kernels/mask_upsample/mask_upsample.h.
 MODES = {"bilinear": 0, "bicubic": 1}
@@ -53,7 +54,9 @@ def _run(
     scale: float = 1.0,
     ignore_index: int = -1,
 ) -> None:
-    if logits.shape[0] == 0 or 0 in size or (out is not None and out.numel() == 0):
+    pixels = target if out is None else out
+    assert pixels is not None
+    if pixels.numel() == 0:
         if confusion is not None:
             confusion.zero_()
         return
@@ -119,10 +122,11 @@ def _maps(
 
 
 def _maps_fake(
-    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *_: Any
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *rest: Any
 ) -> Tensor:
     dtype = torch.bool if output == OUTPUTS["binary"] else logits.dtype
-    return logits.new_empty(*logits.shape[:2], *size, dtype=dtype)
+    batch, channels, _, _ = logits.shape
+    return logits.new_empty(batch, channels, *size, dtype=dtype)
 
 
 _maps_op = _library.register(
@@ -305,39 +309,29 @@ class _Upsample(torch.autograd.Function):
         return grad, None, None, None
 
 
-def _differentiable(
-    logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool
-) -> Tensor:
+def _differentiable(logits: Tensor, reading: Reading) -> Tensor:
     out: Tensor = _Upsample.apply(  # type: ignore[no-untyped-call]
-        logits, size, MODES[mode], align_corners
+        logits, reading.size, MODES[reading.mode], reading.align_corners
     )
     return out
 
 
 def maps(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    output: str,
-    threshold: float | Tensor,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, reading: Reading, output: str, threshold: float | Tensor, scale: float
 ) -> Tensor:
     """Same contract as :func:`reference.maps`."""
-    if output == "binary":
+    size, mode, align_corners, class_mask, region = reading
+    if output == "binary" and logits.requires_grad:
         logits = logits.detach()
     elif _library.wants_gradient(logits):
-        out = _differentiable(logits, size, mode, align_corners)
+        out = _differentiable(logits, reading)
         if output == "logits" and class_mask is None and region is None:
             return out
         values = reference.finish_maps(
             out.float(), output=output, class_mask=class_mask, region=region, scale=scale
         )
         return values.to(logits.dtype)
-    each = threshold if isinstance(threshold, Tensor) else None
+    each, number = (threshold, 0.0) if isinstance(threshold, Tensor) else (None, float(threshold))
     run = _maps if _library.plain_eager(logits, each, class_mask, region) else _maps_op
     result: Tensor = run(
         logits,
@@ -345,7 +339,7 @@ def maps(
         MODES[mode],
         align_corners,
         OUTPUTS[output],
-        0.0 if isinstance(threshold, Tensor) else float(threshold),
+        number,
         each,
         class_mask,
         region,
@@ -354,77 +348,39 @@ def maps(
     return result
 
 
-def labels(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def labels(logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int) -> Tensor:
     """Same contract as :func:`reference.labels`."""
+    size, mode, align_corners, class_mask, region = reading
     run = _labels if _library.plain_eager(logits, class_mask, region) else _labels_op
+    tag = DTYPE_TAGS[label_dtype]
     out: Tensor = run(
-        logits,
-        size,
-        MODES[mode],
-        align_corners,
-        DTYPE_TAGS[label_dtype],
-        ignore_index,
-        class_mask,
-        region,
+        logits, size, MODES[mode], align_corners, tag, ignore_index, class_mask, region
     )
     return out
 
 
 def labels_confidence(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Same contract as :func:`reference.labels_confidence`."""
-    detached = logits.detach()
+    size, mode, align_corners, class_mask, region = reading
+    detached = logits.detach() if logits.requires_grad else logits
     run = _confidence if _library.plain_eager(detached, class_mask, region) else _confidence_op
+    tag = DTYPE_TAGS[label_dtype]
     chosen, confidence = run(
-        detached,
-        size,
-        MODES[mode],
-        align_corners,
-        DTYPE_TAGS[label_dtype],
-        ignore_index,
-        class_mask,
-        region,
-        scale,
+        detached, size, MODES[mode], align_corners, tag, ignore_index, class_mask, region, scale
     )
     if _library.wants_gradient(logits):
-        values = _differentiable(logits, size, mode, align_corners).float()
+        values = _differentiable(logits, reading).float()
         confidence = reference.finish_confidence(
             values, class_mask=class_mask, region=region, scale=scale
         )
     return chosen, confidence
 
 
-def confusion(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: str,
-    align_corners: bool,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def confusion(logits: Tensor, target: Tensor, reading: Reading, ignore_index: int) -> Tensor:
     """Same contract as :func:`reference.confusion`."""
+    _, mode, align_corners, class_mask, region = reading
     plain = _library.plain_eager(logits, target, class_mask, region)
     run = _confusion if plain else _confusion_op
     out: Tensor = run(logits, target, MODES[mode], align_corners, ignore_index, class_mask, region)

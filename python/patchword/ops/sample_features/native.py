@@ -27,20 +27,14 @@ def refuse(features: Tensor, points: Tensor) -> str | None:
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
+# `affine` below is followed by mode, padding and align_corners, in the forward also by normalize.
+
+
 def _forward(
-    features: Tensor,
-    points: Tensor,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    normalize: bool,
+    features: Tensor, points: Tensor, affine: Affine | list[float], *options: int
 ) -> Tensor:
-    shape = features.shape
-    batch, channels, _, _ = shape
-    count = points.shape[1]
-    out = features.new_empty(batch, count, channels)
-    if batch == 0 or count == 0 or channels == 0:
+    out = _fake_forward(features, points)
+    if out.numel() == 0:
         return out
     if points.dtype is not torch.float32:
         points = points.float()
@@ -50,40 +44,24 @@ def _forward(
         features.data_ptr(),
         points.data_ptr(),
         out.data_ptr(),
-        shape,
+        features.shape,
         features.stride(),
-        count,
+        points.shape[1],
         points.stride(),
         tuple(affine),
         DTYPE_TAGS[features.dtype],
-        mode,
-        padding,
-        align_corners,
-        normalize,
+        *options,
     )
     return out
 
 
-def _fake_forward(
-    features: Tensor,
-    points: Tensor,
-    affine: list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    normalize: bool,
-) -> Tensor:
-    return features.new_empty(features.shape[0], points.shape[1], features.shape[1])
+def _fake_forward(features: Tensor, points: Tensor, *rest: Any) -> Tensor:
+    batch, channels, _, _ = features.shape
+    return features.new_empty(batch, points.shape[1], channels)
 
 
 def _sorted_by_cell(
-    features: Tensor,
-    points: Tensor,
-    stream: int,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
+    features: Tensor, points: Tensor, stream: int, affine: Affine | list[float], *options: int
 ) -> tuple[Tensor, Tensor]:
     """Order of all points by cell, equal cells as they came, and where each cell begins."""
     batch, _, height, width = features.shape
@@ -96,9 +74,7 @@ def _sorted_by_cell(
         points.shape[1],
         points.stride(),
         tuple(affine),
-        mode,
-        padding,
-        align_corners,
+        *options,
     )
     ordered, order = torch.sort(cells.flatten(), stable=True)
     edges = torch.arange(batch * height * width + 1, device=points.device)
@@ -106,29 +82,18 @@ def _sorted_by_cell(
 
 
 def _backward(
-    grad: Tensor,
-    features: Tensor,
-    points: Tensor,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    wants_features: bool,
-    wants_points: bool,
+    grad: Tensor, features: Tensor, points: Tensor, affine: Affine | list[float], *rest: int
 ) -> tuple[Tensor, Tensor]:
-    grad_features, grad_points = _fake_backward(
-        grad, features, points, affine, mode, padding, align_corners, wants_features, wants_points
-    )
+    grad_features, grad_points = _fake_backward(grad, features, points, affine, *rest)
     if grad.numel() == 0:
         return grad_features.zero_(), grad_points.zero_()
+    *options, wants_features, wants_points = rest
     points = points.float()
     grad = grad.contiguous()
     device, stream, _ = _library.runtime(features)
     order = starts = None
     if wants_features and device == _library.CUDA:
-        order, starts = _sorted_by_cell(
-            features, points, stream, affine, mode, padding, align_corners
-        )
+        order, starts = _sorted_by_cell(features, points, stream, affine, *options)
     _library.launch(
         C.sample_features_backward,
         features,
@@ -146,27 +111,18 @@ def _backward(
         points.stride(),
         tuple(affine),
         DTYPE_TAGS[features.dtype],
-        mode,
-        padding,
-        align_corners,
+        *options,
     )
     return grad_features, grad_points
 
 
 def _fake_backward(
-    grad: Tensor,
-    features: Tensor,
-    points: Tensor,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    wants_features: bool,
-    wants_points: bool,
+    grad: Tensor, features: Tensor, points: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    wants_features, wants_points = rest[-2:]
     return (
-        torch.empty_like(features) if wants_features else features.new_empty((0,)),
-        points.new_empty(points.shape if wants_points else (0,), dtype=torch.float32),
+        torch.empty_like(features) if wants_features else features.new_empty(0),
+        points.new_empty(*(points.shape if wants_points else (0,)), dtype=torch.float32),
     )
 
 

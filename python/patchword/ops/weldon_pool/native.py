@@ -24,19 +24,14 @@ def refuse(maps: Tensor) -> str | None:
     return _library.refuse_device(maps) or _library.refuse_dtype(maps)
 
 
-def _forward(
-    maps: Tensor,
-    top_count: int,
-    bottom_count: int,
-    top_divisor: float,
-    bottom_divisor: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    out, thresholds = _fake_forward(
-        maps, top_count, bottom_count, top_divisor, bottom_divisor, keep
-    )
+# `plan` below is top_count, bottom_count, top_divisor and bottom_divisor.
+
+
+def _forward(maps: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    out, thresholds = _fake_forward(maps, *arguments)
     if out.numel() == 0:
         return out, thresholds
+    *plan, keep = arguments
     _library.launch(
         C.weldon_pool_forward,
         maps,
@@ -46,34 +41,20 @@ def _forward(
         maps.shape,
         maps.stride(),
         DTYPE_TAGS[maps.dtype],
-        (top_count, bottom_count),
-        (top_divisor, bottom_divisor),
+        (plan[0], plan[1]),
+        (plan[2], plan[3]),
     )
     return out, thresholds
 
 
-def _fake_forward(
-    maps: Tensor,
-    top_count: int,
-    bottom_count: int,
-    top_divisor: float,
-    bottom_divisor: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, channels = maps.shape[:2]
+def _fake_forward(maps: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    keep = arguments[-1]
+    batch, channels, _, _ = maps.shape
     rows = (batch, channels, 2) if keep else (0,)
     return maps.new_empty(batch, channels), maps.new_empty(*rows, dtype=torch.int32)
 
 
-def _backward(
-    grad: Tensor,
-    maps: Tensor,
-    thresholds: Tensor,
-    top_count: int,
-    bottom_count: int,
-    top_divisor: float,
-    bottom_divisor: float,
-) -> Tensor:
+def _backward(grad: Tensor, maps: Tensor, thresholds: Tensor, *plan: Any) -> Tensor:
     grad_maps = torch.empty_like(maps)
     if maps.numel() == 0:
         return grad_maps
@@ -89,8 +70,8 @@ def _backward(
         maps.stride(),
         grad_maps.stride(),
         DTYPE_TAGS[maps.dtype],
-        (top_count, bottom_count),
-        (top_divisor, bottom_divisor),
+        (plan[0], plan[1]),
+        (plan[2], plan[3]),
     )
     return grad_maps
 
