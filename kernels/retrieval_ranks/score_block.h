@@ -66,17 +66,27 @@ void pack_column_panel(const MatrixRows<Element>& m, int64_t row0, int64_t d0, i
   }
 }
 
-// The same of single rows, one per lane; a negative index gives 0.
+// Elements [d, d + n) of kLanes rows of m, one per lane.
+template <typename Element>
+PW_INLINE void load_named(const MatrixRows<Element>& m, const int64_t* rows, int64_t d, int n,
+                          VecF (&lanes)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    lanes[i] = load_row<Element>(m.data + rows[i] * m.row_stride, m.column_stride, d, n);
+  }
+  transpose(lanes);
+}
+
+// `out` gets [depth][kTileCols] of single rows.
 template <typename Element>
 void pack_named_columns(const MatrixRows<Element>& m, const int64_t* rows, int64_t d0,
                         int64_t depth, float* out) {
-  for (int64_t c = 0; c < kTileCols; ++c) {
-    const typename Element::Storage* row =
-        m.data + (rows[c] < 0 ? 0 : rows[c] * m.row_stride) + d0 * m.column_stride;
-    for (int64_t d = 0; d < depth; d += kLanes) {
-      const int n = depth - d < kLanes ? static_cast<int>(depth - d) : kLanes;
-      const VecF values = rows[c] < 0 ? VecF{} : load_row<Element>(row, m.column_stride, d, n);
-      for (int i = 0; i < n; ++i) out[(d + i) * kTileCols + c] = values[i];
+  for (int64_t d = 0; d < depth; d += kLanes) {
+    const int n = depth - d < kLanes ? static_cast<int>(depth - d) : kLanes;
+    for (int v = 0; v < kTileVectors; ++v) {
+      VecF lanes[kLanes];
+      load_named(m, rows + v * kLanes, d0 + d, n, lanes);
+      for (int j = 0; j < n; ++j) store(out + (d + j) * kTileCols + v * kLanes, lanes[j]);
     }
   }
 }
@@ -97,6 +107,64 @@ __attribute__((noinline)) void multiply_tile(const float* a, const float* b, int
     for (int v = 0; v < kTileVectors; ++v) {
       float* const at = out + i * pitch + v * kLanes;
       store(at, first ? acc[i][v] : load(at) + acc[i][v]);
+    }
+  }
+}
+
+// Row `index` of m as `depth` floats.
+template <typename Element>
+void widen_row(const MatrixRows<Element>& m, int64_t index, float* out) {
+  const typename Element::Storage* const row = m.data + index * m.row_stride;
+  for (int64_t d = 0; d < m.depth; d += kLanes) {
+    const int n = m.depth - d < kLanes ? static_cast<int>(m.depth - d) : kLanes;
+    const VecF values = load_row<Element>(row, m.column_stride, d, n);
+    if (n == kLanes) {
+      store(out + d, values);
+    } else {
+      store_tail<Float32>(out + d, values, n);
+    }
+  }
+}
+
+// Scores of a row of m.depth floats with Vectors * kLanes single rows of m: every one by the same
+// operations in the same order as in multiply_tile.
+template <int Vectors, typename Element>
+__attribute__((noinline)) void multiply_named(const float* row, const MatrixRows<Element>& m,
+                                              const int64_t* rows, float* out) {
+  VecF total[Vectors];
+  for (int64_t k = 0; k < depth_blocks(m.depth); ++k) {
+    const int64_t end = k * kDepthBlock + block_depth(m.depth, k);
+    VecF acc[Vectors];
+    for (int v = 0; v < Vectors; ++v) acc[v] = VecF{};
+    for (int64_t d = k * kDepthBlock; d < end; d += kLanes) {
+      const int n = end - d < kLanes ? static_cast<int>(end - d) : kLanes;
+      for (int v = 0; v < Vectors; ++v) {
+        VecF lanes[kLanes];
+        load_named(m, rows + v * kLanes, d, n, lanes);
+        for (int j = 0; j < n; ++j) acc[v] = fma(splat(row[d + j]), lanes[j], acc[v]);
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) total[v] = k == 0 ? acc[v] : total[v] + acc[v];
+  }
+  for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, total[v]);
+}
+
+// The same for any number of columns of m; `out` has room for kListed more.
+constexpr int64_t kListed = 4 * kLanes;
+
+template <typename Element>
+void multiply_listed(const float* row, const MatrixRows<Element>& m, int64_t first,
+                     const uint16_t* listed, int64_t count, float* out) {
+  for (int64_t at = 0; at < count; at += kListed) {
+    const int64_t left = count - at < kListed ? count - at : kListed;
+    int64_t rows[kListed];
+    for (int64_t i = 0; i < kListed; ++i) rows[i] = first + listed[i < left ? at + i : at];
+    if (left <= kLanes) {
+      multiply_named<1>(row, m, rows, out + at);
+    } else if (left <= 2 * kLanes) {
+      multiply_named<2>(row, m, rows, out + at);
+    } else {
+      multiply_named<4>(row, m, rows, out + at);
     }
   }
 }
