@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows rounded to small integers, packed for products of bytes. For level units only.
 //
-// Bytes of a row of queries are multiplied as unsigned, those of the gallery as signed numbers:
-// a row of queries x becomes A + kBias with |A| <= 63, one of the gallery B with |B| <= 127, so that
-// two products make at most 2 * 127 * 127 < 2^15. What the bias adds, kBias times the sum of B, is
-// known beforehand.
+// Instructions multiply unsigned bytes by signed ones: a row of queries x becomes A + kBias, one of
+// the gallery B. What the bias adds, kBias times the sum of B, is known beforehand.
 //
-// Without instructions that add four products into 32 bits, the products of one group of depth are
-// added in 16 bits: the first half of a group in the low, the second in the high half of a lane.
-// Those sums may wrap on the way; the result is right if it fits, and by Cauchy-Schwarz it does when
-// the norms of the half groups are at most 120 and 273. Scales are chosen for that; rounding adds
-// at most sqrt(8) to 117 and to 270.
+// Where four products are added into 32 bits at once, |A| and |B| are at most 127. Where two are
+// added into 16 bits with saturation, they are at most 90: 2 * 181 * 90 < 2^15. There the products
+// of one group of depth are then added in 16 bits, the first half of the group in the low, the
+// second in the high half of a lane. Those sums may wrap on the way; the result is right if it fits,
+// and by Cauchy-Schwarz it does when the norms of half groups are at most 181. The scale is chosen
+// for 177, to which rounding adds at most sqrt(8).
 #pragma once
 
 #include "kernels/retrieval_ranks/score_block.h"
@@ -32,12 +31,9 @@ constexpr bool kWideSums = true;  // the plain form below
 #endif
 
 constexpr int64_t kGroup = 4 * kLanes;  // elements of depth: kLanes words of four bytes
-constexpr float kBias = 64.0f;
-
-struct IntegerRange {
-  float most, half_norm;
-};
-constexpr IntegerRange kQueryRange = {63.0f, 117.0f}, kGalleryRange = {127.0f, 270.0f};
+constexpr int32_t kMost = kWideSums ? 127 : 90;
+constexpr int32_t kBias = kMost + 1;
+constexpr float kMostHalfNorm = 177.0f;
 
 constexpr int64_t groups_of(int64_t depth) { return panel_count(depth, kGroup); }
 
@@ -115,7 +111,7 @@ float half_group_square(const MatrixRows<Element>& m, const typename Element::St
 }
 
 template <typename Element>
-IntegerFit fit_row(const MatrixRows<Element>& m, int64_t index, IntegerRange range) {
+IntegerFit fit_row(const MatrixRows<Element>& m, int64_t index) {
   const typename Element::Storage* const row = m.data + index * m.row_stride;
   const auto read = [&](int64_t d) __attribute__((always_inline)) {
     const int64_t left = m.depth - d;
@@ -128,10 +124,10 @@ IntegerFit fit_row(const MatrixRows<Element>& m, int64_t index, IntegerRange ran
   if (most == 0.0f) most = 1.0f;
   // Nothing may overflow or vanish.
   if (most < 0x1p-40f || most > 0x1p40f) return {0.0f, 0.0f, __builtin_nanf("")};
-  float scale = range.most / most;
+  float scale = static_cast<float>(kMost) / most;
   if constexpr (!kWideSums) {
     const float norm = __builtin_sqrtf(half_group_square(m, row, scale));
-    if (norm > range.half_norm) scale *= range.half_norm / norm;
+    if (norm > kMostHalfNorm) scale *= kMostHalfNorm / norm;
   }
   const VecF magic = splat(12582912.0f);  // adding it rounds to an integer
   VecF squares[2] = {}, errors[2] = {};
@@ -154,9 +150,9 @@ IntegerFit fit_row(const MatrixRows<Element>& m, int64_t index, IntegerRange ran
 // Rows [row0, row0 + Width) as words [groups * kLanes][Width]: the four bytes of word w of a group
 // are its elements w, kLanes + w, 2 kLanes + w, 3 kLanes + w, plus `bias`. Missing rows are 0.
 template <int Width, typename Element>
-void pack_integers(const MatrixRows<Element>& m, int64_t row0, const IntegerFit* fits, float bias,
+void pack_integers(const MatrixRows<Element>& m, int64_t row0, const IntegerFit* fits, int32_t bias,
                    int32_t* panel) {
-  const VecF magic = splat(12582912.0f + bias);
+  const VecF magic = splat(12582912.0f + static_cast<float>(bias));
   for (int first = 0; first < Width; first += kLanes) {
     constexpr int kRest = Width % kLanes;
     const int width = Width - first < kLanes ? Width - first : kLanes;
@@ -202,7 +198,7 @@ inline void find_corrections(const int32_t* panel, int64_t groups, int32_t* corr
     for (int v = 0; v < kTileVectors; ++v) {
       VecI acc{};
       for (int64_t s = 0; s < steps; ++s) {
-        add_products(acc, splat_int(0x40404040),
+        add_products(acc, splat_int(static_cast<int32_t>(kBias * 0x01010101u)),
                      load(panel + (g * steps + s) * kTileCols + v * kLanes));
       }
       store(corrections + g * kTileCols + v * kLanes, negated(acc));

@@ -23,7 +23,7 @@ constexpr bool kScreening = true;
 constexpr bool kScreening = false;  // no instruction that multiplies bytes
 #endif
 
-constexpr int64_t kScreenColumns = 2048;  // as many bytes as kColumnBlock floats
+constexpr int64_t kScreenColumns = 1024;  // their floats as well stay in the L3 cache
 constexpr int64_t kMaxScreenDim = 16384;  // integer sums stay below 2^31
 constexpr int64_t kMinScreenDim = 128;    // below, deciding costs as much as multiplying
 // A listed score costs as much as four of a block: beyond this share float32 throughout is faster.
@@ -78,14 +78,14 @@ struct ScreenColumns {
     for (int64_t c = 0; c < kTileCols; ++c) {
       const int64_t at = column0 + c;
       const bool real = row0 + at < gallery.count;
-      fits[c] = real ? fit_row(gallery, row0 + at, kGalleryRange) : IntegerFit{0.0f, 0.0f, 0.0f};
+      fits[c] = real ? fit_row(gallery, row0 + at) : IntegerFit{0.0f, 0.0f, 0.0f};
       scale[at] = fits[c].scale;
       size[at] = fits[c].norm + fits[c].error;
       error[at] = fits[c].error;
       limit[at] = real && limits != nullptr ? limits[row0 + at] * fits[c].scale : 0.0f;
     }
     int32_t* const to = words + panel * groups * kLanes * kTileCols;
-    pack_integers<kTileCols>(gallery, row0 + column0, fits, 0.0f, to);
+    pack_integers<kTileCols>(gallery, row0 + column0, fits, 0, to);
     find_corrections(to, groups, corrections + panel * correction_rows(groups) * kTileCols);
   }
 };

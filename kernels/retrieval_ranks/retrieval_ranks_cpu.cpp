@@ -138,7 +138,7 @@ struct Job {
     IntegerFit fits[kSampleRows];
     ScreenRow lines[kSampleRows];
     for (int64_t i = 0; i < kSampleRows; ++i) {
-      fits[i] = fit_row(some_queries, i, kQueryRange);
+      fits[i] = fit_row(some_queries, i);
       lines[i] = ScreenRow(fits[i], at.limits0[i * (p.rows / kSampleRows)], p.dim);
     }
     float limits[kSampleColumns];
@@ -156,7 +156,7 @@ struct Job {
 
   void fit_queries() const {
     each(p.rows, [&](int64_t n, int) {
-      at.fits[n] = fit_row(queries, n, kQueryRange);
+      at.fits[n] = fit_row(queries, n);
       at.lines[n] = ScreenRow(at.fits[n], at.limits0[n], p.dim);
     });
   }

@@ -126,6 +126,8 @@ void widen_row(const MatrixRows<Element>& m, int64_t index, float* out) {
   }
 }
 
+constexpr int64_t kAhead = 64;
+
 // Scores of a row of m.depth floats with Vectors * kLanes single rows of m: every one by the same
 // operations in the same order as in multiply_tile.
 template <int Vectors, typename Element>
@@ -138,6 +140,10 @@ __attribute__((noinline)) void multiply_named(const float* row, const MatrixRows
     for (int v = 0; v < Vectors; ++v) acc[v] = VecF{};
     for (int64_t d = k * kDepthBlock; d < end; d += kLanes) {
       const int n = end - d < kLanes ? static_cast<int>(end - d) : kLanes;
+      // More rows go by at once than the processor follows by itself.
+      for (int i = 0; i < Vectors * kLanes; ++i) {
+        __builtin_prefetch(m.data + rows[i] * m.row_stride + (d + kAhead) * m.column_stride);
+      }
       for (int v = 0; v < Vectors; ++v) {
         VecF lanes[kLanes];
         load_named(m, rows + v * kLanes, d, n, lanes);
@@ -163,6 +169,8 @@ void multiply_listed(const float* row, const MatrixRows<Element>& m, int64_t fir
       multiply_named<1>(row, m, rows, out + at);
     } else if (left <= 2 * kLanes) {
       multiply_named<2>(row, m, rows, out + at);
+    } else if (left <= 3 * kLanes) {
+      multiply_named<3>(row, m, rows, out + at);
     } else {
       multiply_named<4>(row, m, rows, out + at);
     }
