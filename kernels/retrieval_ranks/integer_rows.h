@@ -206,40 +206,63 @@ inline void find_corrections(const int32_t* panel, int64_t groups, int32_t* corr
   }
 }
 
-// out[kTileRows][kTileCols] = the products A B of a panel of queries and one of the gallery.
+// acc += the products of `Steps` words of a panel of queries and one of the gallery.
+template <int Steps>
+PW_INLINE void add_steps(const int32_t*& a, const int32_t*& b,
+                         VecI (&acc)[kTileRows][kTileVectors]) {
+#pragma GCC unroll 8
+  for (int s = 0; s < Steps; ++s) {
+    VecI column[kTileVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) column[v] = load(b + s * kTileCols + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) {
+      const VecI row = splat_int(a[s * kTileRows + r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) add_products(acc[r][v], row, column[v]);
+    }
+  }
+  a += Steps * kTileRows;
+  b += Steps * kTileCols;
+}
+
+// out[kTileRows][kTileCols] (+)= the products A B of `groups` groups of a panel of queries and one
+// of the gallery. Corrections are those of the same groups, or of the whole panel with wide sums.
 __attribute__((noinline)) void multiply_integers(const int32_t* a, const int32_t* b,
                                                  const int32_t* corrections, int64_t groups,
-                                                 int32_t* out) {
-  const int64_t rows = correction_rows(groups), steps = groups * kLanes / (rows < 1 ? 1 : rows);
-  for (int64_t g = 0; g < rows; ++g) {
-    VecI acc[kTileRows][kTileVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) {
-      const VecI start = load(corrections + g * kTileCols + v * kLanes);
+                                                 bool first, int32_t* out) {
+  VecI acc[kTileRows][kTileVectors];
+  const auto start = [&](const int32_t* from, int64_t pitch) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kTileRows; ++r) acc[r][v] = start;
-    }
-    for (int64_t s = 0; s < steps; ++s) {
-      VecI column[kTileVectors];
+    for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) column[v] = load(b + v * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < kTileRows; ++r) {
-        const VecI row = splat_int(a[r]);
-#pragma GCC unroll 8
-        for (int v = 0; v < kTileVectors; ++v) add_products(acc[r][v], row, column[v]);
-      }
-      a += kTileRows;
-      b += kTileCols;
+      for (int v = 0; v < kTileVectors; ++v) acc[r][v] = load(from + r * pitch + v * kLanes);
     }
+  };
+  const auto finish = [&](bool add) __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < kTileVectors; ++v) {
         int32_t* const at = out + r * kTileCols + v * kLanes;
         const VecI sum = lane_sum(acc[r][v]);
-        store(at, g == 0 ? sum : load(at) + sum);
+        store(at, add ? load(at) + sum : sum);
       }
+    }
+  };
+  if constexpr (kWideSums) {
+    if (first) {
+      start(corrections, 0);
+    } else {
+      start(out, kTileCols);
+    }
+    for (int64_t s = 0; s < groups * kLanes; s += 4) add_steps<4>(a, b, acc);
+    finish(false);
+  } else {
+    for (int64_t g = 0; g < groups; ++g) {
+      start(corrections + g * kTileCols, 0);
+      for (int s = 0; s < kLanes; s += 4) add_steps<4>(a, b, acc);
+      finish(!first || g > 0);
     }
   }
 }

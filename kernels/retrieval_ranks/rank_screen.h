@@ -26,6 +26,8 @@ constexpr bool kScreening = false;  // no instruction that multiplies bytes
 constexpr int64_t kScreenColumns = 1024;  // their floats as well stay in the L3 cache
 constexpr int64_t kMaxScreenDim = 16384;  // integer sums stay below 2^31
 constexpr int64_t kMinScreenDim = 128;    // below, deciding costs as much as multiplying
+// A panel of the gallery is taken in pieces of 16 KB, which stay in L1 while a block of rows goes by.
+constexpr int64_t kPieceGroups = 16384 / (kGroup * kTileCols);
 // A listed score costs as much as four of a block: beyond this share float32 throughout is faster.
 constexpr int64_t kOpenShare = 6;
 constexpr int64_t kFreeOpen = 512;
@@ -65,8 +67,9 @@ struct ScreenColumns {
   const int32_t* panel_words(int64_t panel) const {
     return words + panel * groups * kLanes * kTileCols;
   }
-  const int32_t* panel_corrections(int64_t panel) const {
-    return corrections + panel * correction_rows(groups) * kTileCols;
+  const int32_t* panel_corrections(int64_t panel, int64_t group) const {
+    const int64_t rows = correction_rows(groups);
+    return corrections + (panel * rows + (kWideSums ? 0 : group)) * kTileCols;
   }
 
   // Rows [row0 + panel * kTileCols, ...) of the gallery. `limits` are theirs, or null.
@@ -160,18 +163,22 @@ int64_t screen_rows(const MatrixRows<Element>& queries, int64_t row0, int64_t ro
     memory.known[r] = {memory.open + r * column_panels * kTileCols, 0, 0};
   }
   for (int64_t c = 0; c < column_panels * kTileCols; ++c) memory.counts[c] = 0;
+  alignas(64) int32_t products[kRowBlock * kTileCols];
   int64_t open = 0;
   for (int64_t j = 0; j < column_panels; ++j) {
-    for (int64_t i = 0; i < row_panels; ++i) {
-      alignas(64) int32_t products[kTileRows * kTileCols];
-      multiply_integers(memory.words + i * words, columns.panel_words(j),
-                        columns.panel_corrections(j), columns.groups, products);
-      const int64_t left = rows - i * kTileRows;
-      for (int64_t r = 0; r < kTileRows && r < left; ++r) {
-        const int64_t at = i * kTileRows + r;
-        decide_row(products + r * kTileCols, lines[at], columns, j * kTileCols, count,
-                   memory.known[at], both ? memory.counts : nullptr);
+    for (int64_t g = 0; g < columns.groups; g += kPieceGroups) {
+      const int64_t left = columns.groups - g;
+      for (int64_t i = 0; i < row_panels; ++i) {
+        multiply_integers(memory.words + i * words + g * kLanes * kTileRows,
+                          columns.panel_words(j) + g * kLanes * kTileCols,
+                          columns.panel_corrections(j, g),
+                          left < kPieceGroups ? left : kPieceGroups, g == 0,
+                          products + i * kTileRows * kTileCols);
       }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      decide_row(products + r * kTileCols, lines[r], columns, j * kTileCols, count,
+                 memory.known[r], both ? memory.counts : nullptr);
     }
     open = 0;
     for (int64_t r = 0; r < rows; ++r) open += memory.known[r].opened;

@@ -66,13 +66,15 @@ void pack_column_panel(const MatrixRows<Element>& m, int64_t row0, int64_t d0, i
   }
 }
 
-// Elements [d, d + n) of kLanes rows of m, one per lane.
+// Elements [d, d + n) of kLanes rows, one per lane.
 template <typename Element>
-PW_INLINE void load_named(const MatrixRows<Element>& m, const int64_t* rows, int64_t d, int n,
-                          VecF (&lanes)[kLanes]) {
+PW_INLINE void load_named(const typename Element::Storage* const* rows, int64_t column_stride,
+                          int64_t d, int n, VecF (&lanes)[kLanes]) {
+  if (column_stride == 1 && n == kLanes) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    lanes[i] = load_row<Element>(m.data + rows[i] * m.row_stride, m.column_stride, d, n);
+    for (int i = 0; i < kLanes; ++i) lanes[i] = Element::load(rows[i] + d);
+  } else {
+    for (int i = 0; i < kLanes; ++i) lanes[i] = load_row<Element>(rows[i], column_stride, d, n);
   }
   transpose(lanes);
 }
@@ -81,11 +83,15 @@ PW_INLINE void load_named(const MatrixRows<Element>& m, const int64_t* rows, int
 template <typename Element>
 void pack_named_columns(const MatrixRows<Element>& m, const int64_t* rows, int64_t d0,
                         int64_t depth, float* out) {
+  const typename Element::Storage* named[kTileCols];
+  for (int c = 0; c < kTileCols; ++c) {
+    named[c] = m.data + rows[c] * m.row_stride + d0 * m.column_stride;
+  }
   for (int64_t d = 0; d < depth; d += kLanes) {
     const int n = depth - d < kLanes ? static_cast<int>(depth - d) : kLanes;
     for (int v = 0; v < kTileVectors; ++v) {
       VecF lanes[kLanes];
-      load_named(m, rows + v * kLanes, d0 + d, n, lanes);
+      load_named<Element>(named + v * kLanes, m.column_stride, d, n, lanes);
       for (int j = 0; j < n; ++j) store(out + (d + j) * kTileCols + v * kLanes, lanes[j]);
     }
   }
@@ -126,36 +132,49 @@ void widen_row(const MatrixRows<Element>& m, int64_t index, float* out) {
   }
 }
 
-constexpr int64_t kAhead = 64;
+// More rows go by at once than the processor follows by itself: they are asked for this many
+// elements ahead, a cache line at a time.
+constexpr int64_t kAhead = 64, kLine = 16;
 
-// Scores of a row of m.depth floats with Vectors * kLanes single rows of m: every one by the same
+// Scores of a row of `depth` floats with Vectors * kLanes other rows: every one by the same
 // operations in the same order as in multiply_tile.
 template <int Vectors, typename Element>
-__attribute__((noinline)) void multiply_named(const float* row, const MatrixRows<Element>& m,
-                                              const int64_t* rows, float* out) {
+__attribute__((noinline)) void multiply_named(const float* row, int64_t depth,
+                                              const typename Element::Storage* const* named,
+                                              int64_t column_stride, float* out) {
   VecF total[Vectors];
-  for (int64_t k = 0; k < depth_blocks(m.depth); ++k) {
-    const int64_t end = k * kDepthBlock + block_depth(m.depth, k);
+  for (int64_t k = 0; k < depth_blocks(depth); ++k) {
+    const int64_t end = k * kDepthBlock + block_depth(depth, k);
     VecF acc[Vectors];
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[v] = VecF{};
     for (int64_t d = k * kDepthBlock; d < end; d += kLanes) {
       const int n = end - d < kLanes ? static_cast<int>(end - d) : kLanes;
-      // More rows go by at once than the processor follows by itself.
-      for (int i = 0; i < Vectors * kLanes; ++i) {
-        __builtin_prefetch(m.data + rows[i] * m.row_stride + (d + kAhead) * m.column_stride);
+      if (d % kLine == 0 && d + kAhead < depth) {
+        for (int i = 0; i < Vectors * kLanes; ++i) {
+          __builtin_prefetch(named[i] + (d + kAhead) * column_stride);
+        }
       }
+#pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) {
         VecF lanes[kLanes];
-        load_named(m, rows + v * kLanes, d, n, lanes);
-        for (int j = 0; j < n; ++j) acc[v] = fma(splat(row[d + j]), lanes[j], acc[v]);
+        load_named<Element>(named + v * kLanes, column_stride, d, n, lanes);
+        if (n == kLanes) {
+#pragma GCC unroll 16
+          for (int j = 0; j < kLanes; ++j) acc[v] = fma(splat(row[d + j]), lanes[j], acc[v]);
+        } else {
+          for (int j = 0; j < n; ++j) acc[v] = fma(splat(row[d + j]), lanes[j], acc[v]);
+        }
       }
     }
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) total[v] = k == 0 ? acc[v] : total[v] + acc[v];
   }
+#pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, total[v]);
 }
 
-// The same for any number of columns of m; `out` has room for kListed more.
+// Scores of a row of floats with rows first + listed[i] of m; `out` has room for kListed more.
 constexpr int64_t kListed = 4 * kLanes;
 
 template <typename Element>
@@ -163,17 +182,16 @@ void multiply_listed(const float* row, const MatrixRows<Element>& m, int64_t fir
                      const uint16_t* listed, int64_t count, float* out) {
   for (int64_t at = 0; at < count; at += kListed) {
     const int64_t left = count - at < kListed ? count - at : kListed;
-    int64_t rows[kListed];
-    for (int64_t i = 0; i < kListed; ++i) rows[i] = first + listed[i < left ? at + i : at];
-    if (left <= kLanes) {
-      multiply_named<1>(row, m, rows, out + at);
-    } else if (left <= 2 * kLanes) {
-      multiply_named<2>(row, m, rows, out + at);
-    } else if (left <= 3 * kLanes) {
-      multiply_named<3>(row, m, rows, out + at);
-    } else {
-      multiply_named<4>(row, m, rows, out + at);
+    const typename Element::Storage* named[kListed];
+    for (int64_t i = 0; i < kListed; ++i) {
+      named[i] = m.data + (first + listed[i < left ? at + i : at]) * m.row_stride;
     }
+    const int64_t vectors = panel_count(left, kLanes);
+    const auto run = vectors == 1   ? &multiply_named<1, Element>
+                     : vectors == 2 ? &multiply_named<2, Element>
+                     : vectors == 3 ? &multiply_named<3, Element>
+                                    : &multiply_named<4, Element>;
+    run(row, m.depth, named, m.column_stride, out + at);
   }
 }
 
