@@ -7,9 +7,9 @@
 // Where four products are added into 32 bits at once, |A| and |B| are at most 127. Where two are
 // added into 16 bits with saturation, they are at most 90: 2 * 181 * 90 < 2^15. There the products
 // of one group of depth are then added in 16 bits, the first half of the group in the low, the
-// second in the high half of a lane. Those sums may wrap on the way; the result is right if it fits,
-// and by Cauchy-Schwarz it does when the norms of half groups are at most 181. The scale is chosen
-// for 177, to which rounding adds at most sqrt(8).
+// second in the high half of a lane. Those sums may wrap on the way; the result is right if it
+// fits, and by Cauchy-Schwarz it does when the norms of half groups are at most 181. The scale is
+// chosen for 177, to which rounding adds at most sqrt(8).
 #pragma once
 
 #include "kernels/retrieval_ranks/score_block.h"
@@ -44,9 +44,8 @@ PW_INLINE void add_products(VecI& acc, VecI u, VecI b) {
   acc = bit_cast<VecI>(
       _mm512_dpbusd_epi32(bit_cast<__m512i>(acc), bit_cast<__m512i>(u), bit_cast<__m512i>(b)));
 #elif defined(__AVX512BW__)
-  acc = bit_cast<VecI>(
-      _mm512_add_epi16(bit_cast<__m512i>(acc),
-                       _mm512_maddubs_epi16(bit_cast<__m512i>(u), bit_cast<__m512i>(b))));
+  acc = bit_cast<VecI>(_mm512_add_epi16(
+      bit_cast<__m512i>(acc), _mm512_maddubs_epi16(bit_cast<__m512i>(u), bit_cast<__m512i>(b))));
 #elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
   // As one piece: GCC otherwise moves the additions away from the products, and twelve products
   // and twelve sums do not fit into sixteen registers.
@@ -97,9 +96,9 @@ float half_group_square(const MatrixRows<Element>& m, const typename Element::St
       for (int part = 0; part < 2; ++part) {
         const int64_t d = d0 + (2 * i + part) * kLanes, left = m.depth - d;
         if (left <= 0) break;
-        const VecF x = splat(scale) * load_row<Element>(row, m.column_stride, d,
-                                                        left < kLanes ? static_cast<int>(left)
-                                                                      : kLanes);
+        const VecF x =
+            splat(scale) * load_row<Element>(row, m.column_stride, d,
+                                             left < kLanes ? static_cast<int>(left) : kLanes);
         halves[i] = fma(x, x, halves[i]);
       }
     }
@@ -167,10 +166,10 @@ void pack_integers(const MatrixRows<Element>& m, int64_t row0, const IntegerFit*
 #pragma GCC unroll 4
         for (int part = 0; part < 4; ++part) {
           const int64_t d = d0 + part * kLanes, left = m.depth - d;
-          const VecF x = left <= 0 ? VecF{}
-                                   : load_row<Element>(m.data + n * m.row_stride, m.column_stride,
-                                                       d, left < kLanes ? static_cast<int>(left)
-                                                                        : kLanes);
+          const VecF x = left <= 0
+                             ? VecF{}
+                             : load_row<Element>(m.data + n * m.row_stride, m.column_stride, d,
+                                                 left < kLanes ? static_cast<int>(left) : kLanes);
           bytes[part] = bit_cast<VecI>(fma(x, scale, magic));
         }
         words[i] = bit_cast<VecF>((bytes[0] & 0xff) | ((bytes[1] & 0xff) << 8) |

@@ -26,7 +26,8 @@ constexpr bool kScreening = false;  // no instruction that multiplies bytes
 constexpr int64_t kScreenColumns = 1024;  // their floats as well stay in the L3 cache
 constexpr int64_t kMaxScreenDim = 16384;  // integer sums stay below 2^31
 constexpr int64_t kMinScreenDim = 128;    // below, deciding costs as much as multiplying
-// A panel of the gallery is taken in pieces of 16 KB, which stay in L1 while a block of rows goes by.
+// A panel of the gallery is taken in pieces of 16 KB, which stay in L1 while a block of rows goes
+// by.
 constexpr int64_t kPieceGroups = 16384 / (kGroup * kTileCols);
 // A listed score costs as much as four of a block: beyond this share float32 throughout is faster.
 constexpr int64_t kOpenShare = 6;
@@ -39,8 +40,7 @@ struct ScreenRow {
   ScreenRow() = default;
   ScreenRow(const IntegerFit& fit, const RankLimit& rank, int64_t depth)
       : limit(rank.score * fit.scale), scale(fit.scale), norm(fit.norm) {
-    const float rounding =
-        static_cast<float>(kDepthBlock + depth_blocks(depth) + 16) * 0x1p-24f;
+    const float rounding = static_cast<float>(kDepthBlock + depth_blocks(depth) + 16) * 0x1p-24f;
     reach = fit.error + rounding * (fit.norm + fit.error);
   }
 };
@@ -110,9 +110,8 @@ PW_INLINE void decide_row(const int32_t* products, const ScreenRow& row,
   for (int v = 0; v < kTileVectors; ++v) {
     const int64_t c = column0 + v * kLanes;
     const VecF product = to_float(load(products + v * kLanes));
-    const VecF bound =
-        fma(splat(row.reach), load(columns.size + c),
-            fma(splat(row.norm), load(columns.error + c), slack));
+    const VecF bound = fma(splat(row.reach), load(columns.size + c),
+                           fma(splat(row.norm), load(columns.error + c), slack));
     const VecF above = fma(splat(-row.limit), load(columns.scale + c), product);
     VecI before = above > bound;
     VecI open = ~(before | (above < -bound));  // NaN stays open
@@ -177,8 +176,8 @@ int64_t screen_rows(const MatrixRows<Element>& queries, int64_t row0, int64_t ro
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      decide_row(products + r * kTileCols, lines[r], columns, j * kTileCols, count,
-                 memory.known[r], both ? memory.counts : nullptr);
+      decide_row(products + r * kTileCols, lines[r], columns, j * kTileCols, count, memory.known[r],
+                 both ? memory.counts : nullptr);
     }
     open = 0;
     for (int64_t r = 0; r < rows; ++r) open += memory.known[r].opened;

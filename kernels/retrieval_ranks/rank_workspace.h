@@ -42,15 +42,15 @@ struct RankWorkspace {
   int threads;
   int64_t row_block, row_blocks, columns;  // columns of a block that is screened or packed at once
 
-  RankLimit* limits0;    // [N]
-  float* limit1_score;   // [M], as arrays: lanes hold columns
+  RankLimit* limits0;   // [N]
+  float* limit1_score;  // [M], as arrays: lanes hold columns
   int32_t* limit1_bound;
   int32_t* limit1_item;
-  float* true_scores;    // [N, P]
-  IntegerFit* fits;      // [N]
-  ScreenRow* lines;      // [N]
-  uint8_t* waiting;      // [row_blocks]: 1 where the float32 scores are needed
-  char* packed;          // a block of the gallery: floats, or what ScreenColumns says
+  float* true_scores;  // [N, P]
+  IntegerFit* fits;    // [N]
+  ScreenRow* lines;    // [N]
+  uint8_t* waiting;    // [row_blocks]: 1 where the float32 scores are needed
+  char* packed;        // a block of the gallery: floats, or what ScreenColumns says
   int64_t bytes;
 
   RankWorkspace(const RetrievalRanksParams& p, int wanted) : depth_(p.dim) {

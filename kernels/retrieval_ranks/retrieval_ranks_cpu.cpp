@@ -265,8 +265,7 @@ struct Job {
       each(panel_count(count, kTileCols), [&](int64_t j, int) { pack_panel(column0 + first, j); });
       each(at.row_blocks, [&](int64_t i, int thread) {
         if (at.waiting[i] == 0) return;
-        count_block(i, column0 + first, count, at.block_memory(thread),
-                    at.counts(thread) + first);
+        count_block(i, column0 + first, count, at.block_memory(thread), at.counts(thread) + first);
       });
     }
   }
