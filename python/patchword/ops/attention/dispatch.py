@@ -27,21 +27,16 @@ def _always(*tensors: Tensor) -> None:
 refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
 
 
-def _form(kind: str, streams: Sequence[Stream]) -> str:
-    forms = [stream.form for stream in streams]
-    for special in ("ragged", "masked"):
-        if special in forms:
-            return special
-    return kind
-
-
 def _measured(kind: str, streams: Sequence[Stream], training: bool) -> str:
     """What the table says; it does not know whether torch's kernels can run these inputs."""
-    first = streams[0]
+    first, form = streams[0], kind
     q = first.q
-    form = _form(kind, streams)
-    if form == "ragged":
-        return routes.NATIVE
+    for stream in streams:
+        special = stream.form
+        if special == "ragged":
+            return routes.NATIVE
+        if special != "plain":
+            form = special
     batch, heads, queries, dim = q.shape
     keys = first.k.shape[2]
     for other in streams[1:]:
