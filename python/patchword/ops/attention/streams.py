@@ -109,14 +109,19 @@ def _check_index(op: str, name: str, value: Tensor, count: int | None, like: Ten
     return value if value.dtype == torch.int64 else value.long()
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast wants on this tensor's device, or None where it is off."""
+    kind = "cpu" if tensor.is_cpu else tensor.device.type
+    if kind not in ("cpu", "cuda") and not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def autocasted(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast wants them: float32 becomes its type, as in torch's attention."""
-    kind = "cpu" if tensors[0].is_cpu else tensors[0].device.type
-    if kind not in ("cpu", "cuda") and not torch.amp.is_autocast_available(kind):
+    dtype = autocast_dtype(tensors[0])
+    if dtype is None:
         return tensors
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t.dtype in narrow else t for t in tensors)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patchword.ops.attention.reference import hide, visible_keys
-from patchword.ops.attention.streams import Stream
+from patchword.ops.attention.streams import Stream, autocast_dtype
 
 # The preferred kernel comes first; the others follow for inputs that it refuses.
 _ORDER = (
@@ -44,7 +44,7 @@ def refuse(streams: Sequence[Stream], want_lse: bool, training: bool) -> str | N
         if q.numel() == 0 or k.numel() == 0:
             return "a set is empty"
     first = streams[0].q
-    if torch.is_autocast_enabled(first.device.type) and first.dtype == torch.float32:
+    if first.dtype == torch.float32 and autocast_dtype(first) is not None:
         return "autocast would narrow inputs that are to stay float32"
     if training and first.is_cuda and torch.are_deterministic_algorithms_enabled():
         return "its gradients on a GPU are not repeatable, and torch is asked to be deterministic"
