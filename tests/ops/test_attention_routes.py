@@ -283,7 +283,7 @@ def test_forced_routes_that_cannot_run():
     with routes.use_route("sdpa"):
         with pytest.raises(BackendError, match='route "sdpa" cannot run here: it does not return'):
             attention(q, k, v, return_lse=True)
-        with pytest.raises(BackendError, match="the scale -1.0 is not positive"):
+        with pytest.raises(BackendError, match=r"the scale -1\.0 is not positive"):
             attention(q, k, v, scale=-1.0)
     with pytest.raises(OptionError, match="use_route: name must be one of native, sdpa,"):
         routes.use_route("fast").__enter__()
@@ -357,7 +357,7 @@ def test_meta_tensors_autocast_and_second_gradients(everything_to_torch, calls):
     assert calls == ["sdpa", "sdpa"]
     inputs = [t.requires_grad_() for t in (q, k, v)]
     first = torch.autograd.grad(attention(*inputs).sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="not implemented|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"not implemented|does not require grad"):
         torch.autograd.grad(first[0].sum(), inputs)
 
 

@@ -74,9 +74,7 @@ def _choose(op: str, kind: str, streams: Sequence[Stream], want_lse: bool) -> st
     return name
 
 
-def run(
-    op: str, kind: str, backend: Backend | None, want_lse: bool, *streams: Stream
-) -> Results:
+def run(op: str, kind: str, backend: Backend | None, want_lse: bool, *streams: Stream) -> Results:
     """Output and log-sum-exp of each stream; the latter only if wanted.
 
     Args:

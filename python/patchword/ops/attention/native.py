@@ -84,7 +84,7 @@ def _strides(rows: Tensor, packed: bool) -> tuple[int, ...]:
 def _stream_numbers(
     parts: Parts, out: Tensor, lse: Tensor | None, kept: list[Tensor | None]
 ) -> tuple[int, ...]:
-    """What the kernel gets of a stream; copies that it reads go to ``kept``, to outlive the call."""
+    """What the kernel gets of a stream; what it reads goes to ``kept``, to outlive the call."""
     q, k, v, mask, lengths, query_offsets, key_offsets = parts
     assert q is not None
     assert k is not None
@@ -290,10 +290,7 @@ _forward_op = _library.register(
 
 def _gradients_like(parts: Parts) -> list[Tensor]:
     return [
-        _rows_like(rows)
-        for stream in _streams_of(parts)
-        for rows in stream[:3]
-        if rows is not None
+        _rows_like(rows) for stream in _streams_of(parts) for rows in stream[:3] if rows is not None
     ]
 
 

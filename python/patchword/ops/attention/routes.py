@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -112,10 +112,7 @@ class _Reader:
                 if cell in cells:
                     raise self.fail("give every shape one route", f"two for {cell}")
                 cells[cell] = rule["route"]
-        edges = tuple(
-            tuple(math.sqrt(a * b) for a, b in zip(points, points[1:], strict=False))
-            for points in grid
-        )
+        edges = tuple(tuple(math.sqrt(a * b) for a, b in pairwise(points)) for points in grid)
         return Entry(match, tuple(grid), edges, cells, provenance, measured)
 
     def expand(self, rule: Mapping[str, Any], grid: Sequence[tuple[int, ...]]) -> Iterator[Cell]:
@@ -229,9 +226,7 @@ def _edge(is_cuda: bool, index: int, axis: int, place: int) -> float:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
-def _at(
-    is_cuda: bool, index: int, dtype: str, form: str, direction: str, *places: int
-) -> str:
+def _at(is_cuda: bool, index: int, dtype: str, form: str, direction: str, *places: int) -> str:
     """The route of a cell of the grid."""
     entry = find_entry(device_facts(is_cuda, index))
     if entry is None:

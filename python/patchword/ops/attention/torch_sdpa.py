@@ -28,21 +28,25 @@ _PREFERRED = {
 }
 
 
+def _refuse_stream(stream: Stream) -> str | None:
+    q, k, v = stream.q, stream.k, stream.v
+    if stream.form == "ragged":
+        return "it has no ragged sets"
+    # A negative factor turns the maximum that its kernels subtract into the minimum.
+    if stream.scale <= 0:
+        return f"the scale {stream.scale} is not positive"
+    if not (q.stride(-1) == k.stride(-1) == v.stride(-1) == 1):
+        return "rows are not contiguous"
+    return "a set is empty" if q.numel() == 0 or k.numel() == 0 else None
+
+
 def refuse(streams: Sequence[Stream], want_lse: bool, training: bool) -> str | None:
     """Why torch's attention cannot stand in for these streams, or None when it can."""
     if want_lse:
         return "it does not return the log-sum-exp"
     for stream in streams:
-        q, k, v = stream.q, stream.k, stream.v
-        if stream.query_offsets is not None or stream.key_offsets is not None:
-            return "it has no ragged sets"
-        # A negative factor turns the maximum that its kernels subtract into the minimum.
-        if stream.scale <= 0:
-            return f"the scale {stream.scale} is not positive"
-        if not (q.stride(-1) == k.stride(-1) == v.stride(-1) == 1):
-            return "rows are not contiguous"
-        if q.numel() == 0 or k.numel() == 0:
-            return "a set is empty"
+        if (reason := _refuse_stream(stream)) is not None:
+            return reason
     first = streams[0].q
     if first.dtype == torch.float32 and autocast_dtype(first) is not None:
         return "autocast would narrow inputs that are to stay float32"
