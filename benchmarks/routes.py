@@ -50,7 +50,7 @@ CANDIDATES = {
 GRIDS: dict[str, dict[str, list[int]]] = {
     "cpu": {
         "problems": [8, 120],
-        "queries": [1, 10, 64, 256, 1024],
+        "queries": [1, 4, 10, 64, 256, 1024],
         "keys": [10, 64, 256, 1024],
         "dim": [32, 64, 128],
     },
