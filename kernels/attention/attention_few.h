@@ -15,6 +15,28 @@ namespace {
 // More queries pay for packing the keys.
 constexpr int kFewQueries = 4;
 
+// a * b + c with one rounding. GCC splits a lone chain of these into products and sums when it
+// tunes for processors that add faster than they fuse; the bits would then depend on the form.
+PW_INLINE VecF fused(VecF a, VecF b, VecF c) {
+#if defined(__AVX512F__)
+  return bit_cast<VecF>(
+      _mm512_fmadd_ps(bit_cast<__m512>(a), bit_cast<__m512>(b), bit_cast<__m512>(c)));
+#elif defined(__FMA__)
+  VecF result;
+  for (int i = 0; i < kVectorBytes; i += 32) {
+    __m256 x, y, z;
+    __builtin_memcpy(&x, reinterpret_cast<const char*>(&a) + i, 32);
+    __builtin_memcpy(&y, reinterpret_cast<const char*>(&b) + i, 32);
+    __builtin_memcpy(&z, reinterpret_cast<const char*>(&c) + i, 32);
+    z = _mm256_fmadd_ps(x, y, z);
+    __builtin_memcpy(reinterpret_cast<char*>(&result) + i, &z, 32);
+  }
+  return result;
+#else
+  return fma(a, b, c);
+#endif
+}
+
 // Scores of kLanes * Groups keys from `first` on; of the last ones only `count` are meant.
 // `queries` are [Queries][wide], 0 behind `dim`; `scores` are [Queries][kBlockKeys].
 template <typename Element, int Queries, int Groups>
@@ -39,7 +61,7 @@ PW_INLINE void few_scores(const RowList<typename Element::Storage>& keys, int64_
       for (int j = 0; j < kLanes; ++j) {
 #pragma GCC unroll 4
         for (int q = 0; q < Queries; ++q) {
-          sums[g][q] = fma(block[j], splat(queries[q * wide + w + j]), sums[g][q]);
+          sums[g][q] = fused(block[j], splat(queries[q * wide + w + j]), sums[g][q]);
         }
       }
     }
@@ -65,7 +87,7 @@ PW_INLINE void few_values(const RowList<typename Element::Storage>& values, int6
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       const VecF x = Vectors == 1 ? W::load(row, d, dim) : W::load_whole(row, d + v * kLanes);
-      totals[v] = fma(x, p, totals[v]);
+      totals[v] = fused(x, p, totals[v]);
     }
   }
 #pragma GCC unroll 8
