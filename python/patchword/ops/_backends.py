@@ -51,6 +51,11 @@ def use_backend(name: Backend | None) -> Iterator[None]:
         _forced = before
 
 
+def is_forced() -> bool:
+    """Whether :func:`use_backend` or the environment forces a backend."""
+    return _forced is not None
+
+
 def choose(
     op: str, refusals: Mapping[Backend, Refusal], forced: str | None, *args: Any, **options: Any
 ) -> Backend:
