@@ -203,26 +203,34 @@ def check_gradients(
     inputs: tuple[Tensor, ...], what: str, *, only_features: bool = False, **options
 ) -> None:
     features, images, points, key_images, key_points = inputs
-    weight = torch.randn(len(images))
-    exact = [features.double(), points.double(), key_points.double()]
-    made = [features, points, key_points]
+    weight = torch.randn(len(images)).to(features.device)
+    exact = [t.double() for t in (features, points, key_points)]
+    stored = [features, points, key_points]
     found = []
-    for backend, tensors in (("reference", exact), ("native", made)):
+    for backend, tensors in (("reference", exact), ("native", stored), ("reference", stored)):
         leaves = [t.detach().clone(memory_format=torch.preserve_format) for t in tensors]
         for leaf in leaves:
             leaf.requires_grad_()
         maps, spots, key_spots = leaves
         loss = point_infonce(maps, images, spots, key_images, key_spots, backend=backend, **options)
         found.append(torch.autograd.grad((loss * weight.to(loss)).sum(), leaves))
-    want, got = found
+    want, got, plain = found
+    assert got[0].dtype == features.dtype
+    assert got[0].stride() == torch.empty_like(features).stride()
     assert_gradient(got[0], want[0], f"{what}: features")
-    if not only_features:
-        # As one: along a vector that only grows the loss stands still, and a point between a cell
-        # and the outside may have no gradient but rounding.
-        all_points = [torch.cat([g.flatten() for g in grads[1:]]) for grads in found]
-        assert_gradient(all_points[1], all_points[0], f"{what}: points", dtype=features.dtype)
-    assert found[1][0].dtype == features.dtype
-    assert found[1][0].stride() == torch.empty_like(features).stride()
+    if only_features:
+        return
+    # Along a vector that only grows the loss stands still, and what is left of the gradient of such
+    # a point is rounding: no more of it than plain torch has.
+    size, error, usual = (
+        float(torch.cat([g.flatten().double() for g in grads]).norm())
+        for grads in (
+            want[1:],
+            [a - b for a, b in zip(got[1:], want[1:], strict=True)],
+            [a - b for a, b in zip(plain[1:], want[1:], strict=True)],
+        )
+    )
+    assert error <= max(1e-5 * size, 2 * usual), f"{what}: points, {error:.3g} of {size:.3g}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
