@@ -18,7 +18,8 @@ TEMPERATURE, EPSILON = 0.07, 1e-6
 
 
 def _unit(vectors: Tensor, dim: int) -> Tensor:
-    return vectors / (vectors.norm(dim=dim, keepdim=True) + EPSILON)
+    unit: Tensor = vectors / (vectors.norm(dim=dim, keepdim=True) + EPSILON)
+    return unit
 
 
 def _sampled(maps: Tensor, points: Tensor) -> Tensor:

@@ -163,6 +163,21 @@ def _cuda_memory(
     return weights, torch.empty_like(weights), vectors, order, starts
 
 
+def _empty_gradients(
+    features: Tensor,
+    query_points: Tensor,
+    key_points: Tensor,
+    wants_features: bool,
+    wants_points: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    queries, keys = (
+        features.new_empty(t.shape if wants_points else (0,), dtype=torch.float32)
+        for t in (query_points, key_points)
+    )
+    grad_features = torch.empty_like(features) if wants_features else features.new_empty((0,))
+    return grad_features, queries, keys
+
+
 def _backward(
     grad: Tensor,
     features: Tensor,
@@ -179,9 +194,7 @@ def _backward(
     wants_points: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     points = _read_points(query_images, query_points, key_images, key_points)
-    made = _fake_backward(
-        grad, features, *points, dots, norms, affine, 0.0, False, wants_features, wants_points
-    )
+    made = _empty_gradients(features, query_points, key_points, wants_features, wants_points)
     if dots.numel() == 0 or features.numel() == 0:
         return made[0].zero_(), made[1].zero_(), made[2].zero_()
     grad = grad.contiguous()
@@ -234,12 +247,7 @@ def _fake_backward(
     wants_features: bool,
     wants_points: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    queries, keys = (
-        features.new_empty(t.shape if wants_points else (0,), dtype=torch.float32)
-        for t in (query_points, key_points)
-    )
-    grad_features = torch.empty_like(features) if wants_features else features.new_empty((0,))
-    return grad_features, queries, keys
+    return _empty_gradients(features, query_points, key_points, wants_features, wants_points)
 
 
 _forward_op = _library.register(
