@@ -38,7 +38,11 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.ops.shared_runtime",
     ),
     "attention": ("benchmarks.ops.attention",),
-    "refinement": ("benchmarks.ops.pamr", "benchmarks.ops.pooling"),
+    "refinement": (
+        "benchmarks.ops.pamr",
+        "benchmarks.ops.pooling",
+        "benchmarks.ops.point_infonce",
+    ),
     "sequences": (
         "benchmarks.ops.sru",
         "benchmarks.ops.retrieval_ranks",
@@ -112,6 +116,8 @@ class Row:
     """One line of the benchmark; ``flops`` and ``moved_bytes`` come from ``formula``.
 
     ``targets`` hold on the first of ``devices``; on others a row only reports.
+    ``memory_limit`` bounds our peak extra memory as a multiple of the output or, where
+    ``memory_against`` names a peer, both sides without their outputs, of that peer's.
     """
 
     id: str
@@ -131,6 +137,7 @@ class Row:
     formula: str = ""
     variants: tuple[tuple[str, OwnBuild], ...] = ()
     memory_limit: float | None = None
+    memory_against: str = ""
     note: str = ""
     devices: tuple[str, ...] = ("cpu", "cuda")
 

@@ -17,6 +17,8 @@ from benchmarks.registry import EACH_ALONE, Row, Target
 SCHEMA_VERSION = 1
 RESULTS = ROOT / "benchmarks" / "results"
 USABLE = ("ok", "loose")
+OUTPUT = "the output"
+"""What a memory limit is a multiple of, where its record names nothing else."""
 
 Record = dict[str, Any]
 
@@ -146,14 +148,27 @@ def row_record(
         "memory_limit": None,
     }
     if row.memory_limit is not None:
-        peak, kept = records[0]["peak_bytes"], records[0]["result_bytes"]
-        reached = peak / kept if peak and kept else None
+        reached = _memory_share(row, records)
         record["memory_limit"] = {
             "ratio": row.memory_limit,
+            "of": f"that of {row.memory_against}" if row.memory_against else OUTPUT,
             "reached": reached,
             "met": None if reached is None else reached < row.memory_limit,
         }
     return record
+
+
+def _memory_share(row: Row, records: Sequence[Record]) -> float | None:
+    """Return our peak as a multiple of what the row's memory limit is about."""
+    peak, kept = records[0]["peak_bytes"], records[0]["result_bytes"]
+    if not (peak and kept):
+        return None
+    if not row.memory_against:
+        return float(peak / kept)
+    peer = next(r for r in records if r["name"] == row.memory_against)
+    if not (peer["peak_bytes"] and peer["result_bytes"]):
+        return None
+    return float((peak - kept) / (peer["peak_bytes"] - peer["result_bytes"]))
 
 
 def losses(rows: Sequence[Record]) -> list[Record]:
@@ -173,7 +188,8 @@ def losses(rows: Sequence[Record]) -> list[Record]:
                 found.append({**place, "peer": target["best_peer"], "why": why})
         limit = row["memory_limit"]
         if limit and limit["met"] is False:
-            why = f"{limit['reached']:.2f}x the output, limit {limit['ratio']:g}x"
+            of = limit.get("of", OUTPUT)
+            why = f"{limit['reached']:.2f}x {of}, limit {limit['ratio']:g}x"
             found.append({**place, "peer": "", "why": why})
         skipped = {target["best_peer"] for target in row["targets"] if target["met"] is False}
         skipped |= {c["name"] for c in row["candidates"] if not c["comparable"]} | {EACH_ALONE}

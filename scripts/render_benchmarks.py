@@ -101,7 +101,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             met = {None: "not measured", True: "met", False: "**missed**"}[limit["met"]]
             reached = "-" if limit["reached"] is None else f"{limit['reached']:.2f}x"
             title = f"{row['title']}, {row['shape']}, peak extra memory"
-            wanted = f"under {limit['ratio']:g}x the output"
+            wanted = f"under {limit['ratio']:g}x {limit.get('of', result.OUTPUT)}"
             cells.append([title, str(row["threads"]), wanted, reached, met])
     return [*_table(("row", "threads", "target", "reached", "state"), cells), ""]
 

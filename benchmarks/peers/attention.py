@@ -39,6 +39,23 @@ def backward_of(function: Function, inputs: Inputs) -> Run:
         return partial(_gradients, function(*tensors), tensors, seed)
 
 
+def _step(function: Function, tensors: list[Tensor], seed: Tensor) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False), torch.enable_grad():
+        return torch.autograd.grad(function(*tensors), tensors, seed)
+
+
+def step_of(function: Function, inputs: Inputs) -> Run:
+    """Return ``function(q, k, v)`` and its gradients, as a training step asks for both."""
+    with torch.inference_mode(False), torch.enable_grad():
+        packed, seed = inputs["packed0"].clone(), inputs["seed"].clone()
+        return partial(_step, function, [t.detach().requires_grad_() for t in views(packed)], seed)
+
+
+def sdpa_step(inputs: Inputs) -> Run:
+    """Scaled dot-product attention and its gradients."""
+    return step_of(F.scaled_dot_product_attention, inputs)
+
+
 def sdpa(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
     """Scaled dot-product attention, with the backend that torch chooses."""
     return F.scaled_dot_product_attention, views(inputs["packed0"])
@@ -154,6 +171,31 @@ def flex_plain(inputs: Inputs) -> Run:
 
     q, k, v = (t.contiguous() for t in views(inputs["packed0"]))
     return partial(torch.compile(flex_attention, dynamic=False), q, k, v)
+
+
+def subset(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
+    """The first query against all keys."""
+    q, k, v = views(inputs["packed0"])
+    return F.scaled_dot_product_attention, (q[:, :, :1], k, v)
+
+
+def _padded_sets(q0: Tensor, mask0: Tensor, q1: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    k0, v0, k1, v1 = rest
+    return (
+        F.scaled_dot_product_attention(q0, k1, v1),
+        F.scaled_dot_product_attention(q1, k0, v0, attn_mask=mask0),
+    )
+
+
+def padded_co(inputs: Inputs) -> Run:
+    """Co-attention of ragged words and regions as two calls over padded words under a mask."""
+    lengths = inputs["lengths"]
+    place = torch.arange(max(lengths), device=inputs["words"].device)
+    within = place < torch.tensor(lengths, device=place.device)[:, None]
+    padded = inputs["words"].new_zeros(*within.shape, *inputs["words"].shape[1:])
+    padded[within] = inputs["words"]
+    (q0, k0, v0), (q1, k1, v1) = views(padded), views(inputs["regions"])
+    return partial(_padded_sets, q0, within[:, None, None, :], q1, k0, v0, k1, v1)
 
 
 def flex_pair(inputs: Inputs) -> Run:
