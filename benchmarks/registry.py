@@ -57,6 +57,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.gpu.maps",
         "benchmarks.gpu.attention",
         "benchmarks.gpu.sequences",
+        "benchmarks.gpu.attention_wgmma",
     ),
 }
 ONLY_IF_NAMED = ("sketchseg_large",)

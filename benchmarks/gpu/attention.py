@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy import AttentionGate, as_tensor
-from benchmarks.common import NotAvailable, Run
+from benchmarks.common import Run
 from benchmarks.ops._ours import find_op
 from benchmarks.ops.attention import backward, gradient_gate, pair, pair_gate, plain, plain_gate
 from benchmarks.peers import attention as peers
 from benchmarks.peers import eager, gpu_libraries
-from benchmarks.registry import Inputs, OwnBuild, Peer, Row, Target, Verdict
+from benchmarks.registry import Inputs, Peer, Row, Target, Verdict
 
 CUDA = ("cuda",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,24 +99,6 @@ def ours_ragged(inputs: Inputs, backend: str) -> Run:
     return partial(find_op("co_attention"), *inputs["side0"], *inputs["side1"], **options)
 
 
-def _asking_for_wgmma(run: Run) -> Any:
-    os.environ["PATCHWORD_ATTENTION_WGMMA"] = "must"
-    try:
-        return run()
-    finally:
-        del os.environ["PATCHWORD_ATTENTION_WGMMA"]
-
-
-def wgmma(inputs: Inputs, backend: str, *, ours: OwnBuild) -> Run:
-    """``ours`` by the kernel for capability 9.0, which runs only for who asks, or its refusal."""
-    run = partial(_asking_for_wgmma, ours(inputs, backend))
-    try:
-        run()
-    except NotImplementedError as error:
-        raise NotAvailable(str(error)) from error
-    return run
-
-
 def _each_backend(title: str, build: Any, names: tuple[str, ...] = BACKENDS) -> tuple[Peer, ...]:
     return tuple(
         Peer(
@@ -176,7 +157,6 @@ def _plain(shape: Shape, ratio: float, flex: bool = False) -> Row:
         title="Attention of one set",
         gate=plain_gate,
         ours=plain,
-        variants=(("wgmma", partial(wgmma, ours=plain)),),
         peers=(*PLAIN, *(compiled if flex else ()), *PACKAGES),
         targets=(Target((), ratio),),
     )
@@ -198,7 +178,6 @@ def _pair(kind: str, dtype: str, flex: bool = False) -> Row:
         title=f"Attention of a pair, {kind}",
         gate=pair_gate,
         ours=pair,
-        variants=() if dtype == "float32" else (("wgmma", partial(wgmma, ours=pair)),),
         peers=(*masked, split, *((compiled,) if flex else ())),
         targets=(Target(names, 1.9), Target(whole, 1.0)),
         note="The joined tokens and their mask are prepared outside the timing",
@@ -220,7 +199,6 @@ ROWS = (
         title="Ordinary and value-value attention together",
         gate=dual_gate,
         ours=ours_dual,
-        variants=(("wgmma", partial(wgmma, ours=ours_dual)),),
         peers=(
             Peer(TWO_CALLS, peers.split_dual, devices=CUDA),
             *_each_backend(TWO_CALLS, peers.split_dual),
