@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import result
 from benchmarks.scaling import scaling
 
 Record = dict[str, Any]
@@ -95,7 +96,8 @@ def target_lines(row: Record) -> list[str]:
         against = " / ".join(target["against"]) or "the best peer"
         lines.append(_verdict(f"{target['ratio']:g}x {against}", target))
     if limit := row["memory_limit"]:
-        text = f"peak extra memory under {limit['ratio']:g}x the output"
+        of = limit.get("of", result.OUTPUT)
+        text = f"peak extra memory under {limit['ratio']:g}x {of}"
         lines.append(_verdict(text, limit))
     return lines
 

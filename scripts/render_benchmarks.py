@@ -101,7 +101,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             met = {None: "not measured", True: "met", False: "**missed**"}[limit["met"]]
             reached = "-" if limit["reached"] is None else f"{limit['reached']:.2f}x"
             title = f"{row['title']}, {row['shape']}, peak extra memory"
-            wanted = f"under {limit['ratio']:g}x the output"
+            wanted = f"under {limit['ratio']:g}x {limit.get('of', result.OUTPUT)}"
             cells.append([title, str(row["threads"]), wanted, reached, met])
     return [*_table(("row", "threads", "target", "reached", "state"), cells), ""]
 
@@ -132,9 +132,16 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
     facts = data["provenance"]
     dirty = ", with uncommitted changes" if facts["dirty"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
-    lines = [
-        f"## {data['suite']}: patchword {version}, {data['device']}, {facts['cpu']}",
-        "",
+    gpu = facts.get("gpu") if data["device"] == "cuda" else None
+    where = gpu["name"] if gpu else facts["cpu"]
+    lines = [f"## {data['suite']}: patchword {version}, {data['device']}, {where}", ""]
+    if result.is_unfinished(data):
+        lines += [f"**Unfinished:** {len(data['unmeasured'])} rows are not measured.", ""]
+    if gpu:
+        driver = f"driver {gpu.get('driver_version', 'unknown')}, CUDA {gpu['cuda']}"
+        clocks = f"clocks {gpu.get('clocks.sm', '?')} and {gpu.get('clocks.mem', '?')} at the start"
+        lines += [f"{gpu['name']}, {driver}, {clocks}; host {facts['cpu']}.", ""]
+    lines += [
         f"{facts['date']}, commit `{facts['commit']}`{dirty}; "
         f"{facts['logical_cpus']} logical CPUs; {versions}; "
         f"torch CPU capability {facts['torch_cpu_capability']}; patchword core "
@@ -185,7 +192,8 @@ def render(paths: Sequence[Path]) -> str:
         lines += [
             "## CUDA",
             "",
-            "The same rows run with `--device cuda`; not yet run on a GPU.",
+            "The CUDA kernels are compiled and reviewed, not yet run on a GPU. The same rows, and "
+            "those of the suite `gpu`, run with `--device cuda`; `scripts/gpu_check.sh` does it.",
             "",
         ]
     return "\n".join(lines).rstrip() + "\n"

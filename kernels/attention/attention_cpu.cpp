@@ -3,6 +3,7 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_backward.h"
+#include "kernels/attention/attention_few.h"
 #include "kernels/attention/attention_pack.h"
 #include "kernels/attention/attention_tile.h"
 #include "kernels/attention/attention_work.h"
@@ -213,6 +214,50 @@ void clear(const AttentionParams& p, const AttentionProblem& problem, int64_t q0
   }
 }
 
+// All queries of a problem that has at most kFewQueries of them.
+template <typename Element>
+void run_few(const AttentionParams& p, const AttentionProblem& problem, const Scratch& scratch,
+             const RowList<typename Element::Storage>& k,
+             const RowList<typename Element::Storage>& v, int64_t keys) {
+  typedef typename Element::Storage T;
+  const AttentionStream& s = *problem.stream;
+  const int64_t wide = padded(p.dim, kLanes);
+  const VecF factor = splat(s.scale * kLog2E);
+  const T* q =
+      static_cast<const T*>(s.q) + attention_offset(problem, problem.first_query, s.q_stride);
+  // Two or four queries at a time: rows without a query are 0 and what becomes of them is dropped.
+  for (int64_t i = 0; i < kFewQueries; ++i) {
+    for (int64_t d = 0; d < wide; d += kLanes) {
+      VecF x{};
+      if (i < problem.num_queries) {
+        x = Words<Element, FloatProduct>::load(q + i * s.q_stride[2], d, p.dim) * factor;
+      }
+      store(scratch.queries + i * wide + d, x);
+    }
+  }
+  float top[kFewQueries], total[kFewQueries];
+  auto attend_some = problem.num_queries == 1   ? &attend_few<Element, 1>
+                     : problem.num_queries == 2 ? &attend_few<Element, 2>
+                                                : &attend_few<Element, kFewQueries>;
+  attend_some(k, v, keys, p.dim, scratch.queries, scratch.scores, scratch.sums, top, total);
+  for (int64_t i = 0; i < problem.num_queries; ++i) {
+    T* out =
+        static_cast<T*>(s.out) + attention_offset(problem, problem.first_query + i, s.out_stride);
+    const VecF inverse = splat(1.0f / total[i]);
+    for (int64_t d = 0; d < p.dim; d += kLanes) {
+      const VecF x = load(scratch.sums + i * wide + d) * inverse;
+      if (d + kLanes <= p.dim) {
+        Element::store(out + d, x);
+      } else {
+        store_tail<Element>(out + d, x, static_cast<int>(p.dim - d));
+      }
+    }
+    if (s.lse == nullptr) continue;
+    s.lse[attention_offset(problem, problem.first_query + i, s.lse_stride)] =
+        kLn2 * top[i] + __builtin_logf(total[i]);
+  }
+}
+
 template <typename Element, typename Product>
 void run_problem(const AttentionParams& p, const AttentionProblem& problem, int64_t first,
                  int64_t last, const Scratch& scratch) {
@@ -232,6 +277,11 @@ void run_problem(const AttentionParams& p, const AttentionProblem& problem, int6
     const RowList<T> v = {
         static_cast<const T*>(s.v) + attention_offset(problem, problem.first_key, s.v_stride),
         s.v_stride[2], index};
+    // Pairs of bfloat16 have no such form: their products round once for two elements.
+    if (Product::kStep == 1 && problem.num_queries <= kFewQueries) {
+      run_few<Element>(p, problem, scratch, k, v, keys);
+      return;
+    }
     pack_groups<Element, Product>(k, keys, p.dim, scratch.keys);
     pack_slices<Element, Product>(v, keys, p.dim, steps, scratch.values);
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 
 import pytest
 
@@ -60,6 +61,17 @@ def test_committed_results_are_valid_complete_and_from_clean_trees():
 
 def test_the_page_follows_from_the_committed_results(render):
     assert render.main(["--check"]) == 0
+
+
+def test_pages_about_cuda_say_whether_a_gpu_has_run_it():
+    measured = any(result.load(path)["device"] == "cuda" for path in result.committed())
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "docs" / "benchmarks.md"]
+    pages += [*ROOT.glob("docs/ops/*.md"), *ROOT.glob("kernels/*/README.md")]
+    told = re.compile(r"not (yet )?(be |been )?run on a GPU|not run on a GPU yet")
+    for page in pages:
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        if "CUDA" in text:
+            assert bool(told.search(text)) != measured, f"{page.relative_to(ROOT)}"
 
 
 def test_a_good_record_has_no_fault(record):

@@ -47,6 +47,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     devices = _joined(found["cuda_devices"]) or "none"
     lines += ["", f"threads {found['threads']}, CUDA devices: {devices}", "", "ops"]
     lines += [f"  {line}" for line in table_lines(found["ops"])]
+    lines += ["", "attention: ours or torch's by shape (docs/ops/attention.md)"]
+    lines += [f"  {device:<5} {source}" for device, source in found["attention_routes"].items()]
     lines += ["", "why not the others"]
     lines += [f"  {line}" for line in reason_lines(found["ops"])]
     return lines

@@ -9,7 +9,9 @@ from typing import Any
 from patchword.ops import _backends, _environment
 from patchword.ops._backends import Backend, use_backend
 from patchword.ops.attention import (
+    AttentionRoute,
     attention,
+    attention_route,
     co_attention,
     dual_attention,
     pair_attention,
@@ -40,6 +42,7 @@ from patchword.ops.weldon_pool import weldon_pool
 
 __all__ = [
     "OPS",
+    "AttentionRoute",
     "Backend",
     "CycleConsistency",
     "FoldedHeatmap",
@@ -49,6 +52,7 @@ __all__ = [
     "PackedQueries",
     "RetrievalRanks",
     "attention",
+    "attention_route",
     "co_attention",
     "confusion_counts",
     "cycle_consistency",
@@ -101,6 +105,7 @@ OPS: dict[str, str] = {
     "match_score": "match_score",
     "pamr": "pamr",
     "patch_similarity": "patch_similarity",
+    "point_infonce": "point_infonce",
     "retrieval_ranks": "retrieval_ranks",
     "sample_features": "sample_features",
     "score_ranks": "retrieval_ranks",

@@ -51,6 +51,11 @@ def use_backend(name: Backend | None) -> Iterator[None]:
         _forced = before
 
 
+def is_forced() -> bool:
+    """Whether :func:`use_backend` or the environment forces a backend."""
+    return _forced is not None
+
+
 def choose(
     op: str, refusals: Mapping[Backend, Refusal], forced: str | None, *args: Any, **options: Any
 ) -> Backend:
@@ -61,7 +66,7 @@ def choose(
     Raises:
         BackendError: The forced backend refuses; the message holds its reason.
     """
-    wanted = _check(forced, op) or _forced
+    wanted = _forced if forced is None else _check(forced, op) or _forced
     if wanted is not None:
         refuse = refusals.get(wanted)
         reason = refuse(*args, **options) if refuse else f"{op} has no {wanted} version"

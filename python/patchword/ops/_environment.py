@@ -61,6 +61,16 @@ def _refusal(backend: Backend, device: str, has_version: bool) -> str | None:
     return None
 
 
+def _attention_routes() -> dict[str, str]:
+    """Per device, where the choice between our attention and torch's is known from."""
+    from patchword.ops.attention import routes
+
+    found = {"cpu": routes.source(False, -1)}
+    if torch.cuda.is_available():
+        found["cuda"] = routes.source(True, torch.cuda.current_device())
+    return found
+
+
 def explain_environment(ops: dict[str, str]) -> dict[str, Any]:
     """Everything that a bug report should hold.
 
@@ -93,5 +103,6 @@ def explain_environment(ops: dict[str, str]) -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "attention_routes": _attention_routes(),
         "ops": table,
     }

@@ -12,37 +12,28 @@ import torch
 from torch import Tensor
 
 from patchword.errors import OptionError
-from patchword.ops import _backends
 from patchword.ops._backends import Backend
-from patchword.ops.attention import native
-from patchword.ops.attention.reference import attention_reference
-from patchword.ops.attention.streams import Keys, Stream, autocasted, check_scale, make_stream
+from patchword.ops.attention.dispatch import attention_route, refusals, run
+from patchword.ops.attention.routes import AttentionRoute
+from patchword.ops.attention.streams import (
+    Keys,
+    Stream,
+    autocasted,
+    check_scale,
+    keys_of,
+    make_stream,
+)
 
 __all__ = [
+    "AttentionRoute",
     "attention",
+    "attention_route",
     "co_attention",
     "dual_attention",
     "pair_attention",
     "refusals",
     "value_attention",
 ]
-
-
-def _always(*tensors: Tensor) -> None:
-    return None
-
-
-refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
-
-
-def _run(
-    op: str, backend: Backend | None, want_lse: bool, *streams: Stream
-) -> list[tuple[Tensor, Tensor]]:
-    """Output and log-sum-exp of each stream; the latter only if wanted."""
-    first = streams[0]
-    if _backends.choose(op, refusals, backend, first.q, first.k, first.v) == "native":
-        return native.attention_native(streams, want_lse)
-    return [attention_reference(stream) for stream in streams]
 
 
 def attention(
@@ -108,10 +99,10 @@ def attention(
         ("q", "k", "v"),
         (q, k, v),
         check_scale("attention", "scale", scale, q.shape[-1]),
-        Keys(key_mask, key_lengths, key_offsets),
+        keys_of(key_mask, key_lengths, key_offsets),
         offsets,
     )
-    ((out, lse),) = _run("attention", backend, return_lse, stream)
+    ((out, lse),) = run("attention", "plain", backend, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
@@ -177,15 +168,15 @@ def pair_attention(
     q0, k0, v0, q1, k1, v1 = autocasted(q0, k0, v0, q1, k1, v1)
     factor = check_scale(op, "scale", scale, q0.shape[-1])
     sets = (
-        ("0", k0, v0, Keys(key_mask0, key_lengths0)),
-        ("1", k1, v1, Keys(key_mask1, key_lengths1)),
+        ("0", k0, v0, keys_of(key_mask0, key_lengths0)),
+        ("1", k1, v1, keys_of(key_mask1, key_lengths1)),
     )
     streams = []
     for side, q in enumerate((q0, q1)):
         suffix, k, v, keys = sets[1 - side if cross else side]
         names = (f"q{side}", f"k{suffix}", f"v{suffix}")
         streams.append(make_stream(op, names, (q, k, v), factor, keys, None, suffix))
-    (out0, lse0), (out1, lse1) = _run(op, backend, return_lse, *streams)
+    (out0, lse0), (out1, lse1) = run(op, "pair", backend, return_lse, *streams)
     return (out0, out1, lse0, lse1) if return_lse else (out0, out1)
 
 
@@ -253,10 +244,11 @@ def co_attention(
     op = "co_attention"
     q0, k0, v0, q1, k1, v1 = autocasted(q0, k0, v0, q1, k1, v1)
     factor = check_scale(op, "scale", scale, q0.shape[-1])
-    keys0 = Keys(key_mask0, key_lengths0, offsets0)
-    keys1 = Keys(key_mask1, key_lengths1, offsets1)
-    (out0, lse0), (out1, lse1) = _run(
+    keys0 = keys_of(key_mask0, key_lengths0, offsets0)
+    keys1 = keys_of(key_mask1, key_lengths1, offsets1)
+    (out0, lse0), (out1, lse1) = run(
         op,
+        "pair",
         backend,
         return_lse,
         make_stream(op, ("q0", "k1", "v1"), (q0, k1, v1), factor, keys1, offsets0, "1"),
@@ -328,9 +320,9 @@ def value_attention(
     """
     (v,) = autocasted(v)
     stream, dtype = _value_stream(
-        "value_attention", v, scale, Keys(key_mask, key_lengths), normalize
+        "value_attention", v, scale, keys_of(key_mask, key_lengths), normalize
     )
-    ((out, lse),) = _run("value_attention", backend, return_lse, stream)
+    ((out, lse),) = run("value_attention", "plain", backend, return_lse, stream)
     return (out.to(dtype), lse) if return_lse else out.to(dtype)
 
 
@@ -380,14 +372,14 @@ def dual_attention(
     """
     op = "dual_attention"
     q, k, v = autocasted(q, k, v)
-    keys = Keys(key_mask, key_lengths)
+    keys = keys_of(key_mask, key_lengths)
     factor = check_scale(op, "scale", scale, q.shape[-1])
     ordinary = make_stream(op, ("q", "k", "v"), (q, k, v), factor, keys, None)
     values, dtype = _value_stream(op, v, value_scale, keys, normalize)
     if values.v.dtype == dtype:
-        (out, lse), (value_out, value_lse) = _run(op, backend, return_lse, ordinary, values)
+        (out, lse), (value_out, value_lse) = run(op, "dual", backend, return_lse, ordinary, values)
     else:
-        ((out, lse),) = _run(op, backend, return_lse, ordinary)
-        ((value_out, value_lse),) = _run(op, backend, return_lse, values)
+        ((out, lse),) = run(op, "plain", backend, return_lse, ordinary)
+        ((value_out, value_lse),) = run(op, "plain", backend, return_lse, values)
     value_out = value_out.to(dtype)
     return (out, value_out, lse, value_lse) if return_lse else (out, value_out)

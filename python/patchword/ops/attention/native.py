@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchword import _library
-from patchword._library import DTYPE_TAGS, C
+from patchword._library import DTYPE_TAGS, FLOAT_DTYPES, C
 from patchword.ops.attention.streams import Stream
 
 # As kAttentionMaxDim in kernels/attention/attention.h.
@@ -20,6 +20,9 @@ MAX_DIM = 128
 # q, k, v, key_mask, key_lengths, query_offsets, key_offsets: what the ops get of each stream.
 _FIELDS = 7
 Parts = tuple[Tensor | None, ...]
+
+# Addresses of the log-sum-exp, masks, lengths and offsets of a stream without them.
+_NOWHERE = (0,) * 5
 
 _kept = threading.local()
 _KEPT_BYTES = 1 << 22
@@ -32,6 +35,11 @@ def refuse(*tensors: Tensor) -> str | None:
     if reason is None and not 1 <= first.shape[-1] <= MAX_DIM:
         return f"the head size {first.shape[-1]} is not 1 to {MAX_DIM}"
     return reason
+
+
+def runs_here(q: Tensor) -> bool:
+    """Whether :func:`refuse` has nothing against queries on the CPU; the usual case, cheaply."""
+    return C is not None and q.is_cpu and q.dtype in FLOAT_DTYPES and 1 <= q.shape[-1] <= MAX_DIM
 
 
 def _parts(stream: Stream) -> Parts:
@@ -51,7 +59,8 @@ def _rows_like(rows: Tensor) -> Tensor:
     if rows.ndim == 3:
         return rows.new_empty(rows.shape)
     batch, heads, count, dim = rows.shape
-    return rows.new_empty((batch, count, heads, dim)).transpose(1, 2)
+    width = heads * dim
+    return rows.new_empty_strided((batch, heads, count, dim), (count * width, dim, width, 1))
 
 
 def _lse_like(rows: Tensor) -> Tensor:
@@ -66,62 +75,73 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _strides(rows: Tensor, packed: bool) -> tuple[int, int, int]:
+def _strides(rows: Tensor, packed: bool) -> tuple[int, ...]:
     """Batch, head and row strides of ``[B, H, N, ...]`` or packed ``[T, H, ...]``."""
     strides = rows.stride()
-    return (0, strides[1], strides[0]) if packed else (strides[0], strides[1], strides[2])
+    return (0, strides[1], strides[0]) if packed else strides[:3]
+
+
+def _stream_numbers(
+    parts: Parts, out: Tensor, lse: Tensor | None, kept: list[Tensor | None]
+) -> tuple[int, ...]:
+    """What the kernel gets of a stream; what it reads goes to ``kept``, to outlive the call."""
+    q, k, v, mask, lengths, query_offsets, key_offsets = parts
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    rows = (_unit_last(q), _unit_last(k), _unit_last(v))
+    kept.extend(rows)
+    q, k, v = rows
+    packed, packed_keys = query_offsets is not None, key_offsets is not None
+    addresses, mask_stride = (0, 0, 0, 0), 0
+    if mask is not None or lengths is not None or packed or packed_keys:
+        if mask is not None:
+            mask = mask.contiguous() if mask.stride(-1) != 1 else mask
+            mask_stride = mask.stride(0) if mask.ndim == 2 else 0
+        index = [
+            None if t is None else t.contiguous() for t in (query_offsets, key_offsets, lengths)
+        ]
+        kept += (*index, mask)
+        addresses = (*map(_address, index), _address(mask))
+    return (
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        _address(lse),
+        *addresses,
+        q.shape[0 if packed else 2],
+        k.shape[0 if packed_keys else 2],
+        mask_stride,
+        *_strides(q, packed),
+        *_strides(k, packed_keys),
+        *_strides(v, packed_keys),
+        *_strides(out, packed),
+        *((0, 0, 0) if lse is None else _strides(lse, packed)),
+    )
 
 
 class _Call:
     """Addresses, sizes and strides of a call, and the tensors that they belong to."""
 
     def __init__(
-        self, parts: Parts, outs: Sequence[Tensor], lses: Sequence[Tensor | None], scales: Any
+        self,
+        streams: Sequence[Parts],
+        outs: Sequence[Tensor],
+        lses: Sequence[Tensor | None],
+        scales: Sequence[float],
     ) -> None:
-        first = parts[0]
+        first, offsets = streams[0][0], streams[0][5]
         assert first is not None
-        offsets = parts[5]
         self.first = first
         self.batch = first.shape[0] if offsets is None else offsets.shape[0] - 1
         self.kept: list[Tensor | None] = []
         self.scales = tuple(scales)
         self.streams = tuple(
             [
-                self._stream(parts[_FIELDS * i : _FIELDS * (i + 1)], outs[i], lses[i])
-                for i in range(len(outs))
+                _stream_numbers(stream, outs[i], lses[i], self.kept)
+                for i, stream in enumerate(streams)
             ]
-        )
-
-    def _stream(self, parts: Parts, out: Tensor, lse: Tensor | None) -> tuple[int, ...]:
-        q, k, v, mask, lengths, query_offsets, key_offsets = parts
-        assert q is not None
-        assert k is not None
-        assert v is not None
-        q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
-        if mask is not None:
-            mask = mask.contiguous() if mask.stride(-1) != 1 else mask
-        lengths, query_offsets, key_offsets = (
-            None if t is None else t.contiguous() for t in (lengths, query_offsets, key_offsets)
-        )
-        self.kept += [q, k, v, mask, lengths, query_offsets, key_offsets]
-        return (
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            _address(lse),
-            _address(query_offsets),
-            _address(key_offsets),
-            _address(lengths),
-            _address(mask),
-            q.shape[-2] if q.ndim == 4 else q.shape[0],
-            k.shape[-2] if k.ndim == 4 else k.shape[0],
-            mask.stride(0) if mask is not None and mask.ndim == 2 else 0,
-            *_strides(q, q.ndim == 3),
-            *_strides(k, k.ndim == 3),
-            *_strides(v, v.ndim == 3),
-            *_strides(out, q.ndim == 3),
-            *((0, 0, 0) if lse is None else _strides(lse, q.ndim == 3)),
         )
 
     def run(self, function: Callable[..., int], *gradients: Any) -> None:
@@ -147,21 +167,79 @@ class _Call:
             function(device, stream, threads, scratch.data_ptr(), needed, *arguments)
 
 
-def _streams_of(parts: Parts) -> int:
-    return 1 if parts[_FIELDS] is None else 2
+def _streams_of(parts: Parts) -> list[Parts]:
+    """The arguments of each stream that is there."""
+    return [parts[:_FIELDS]] if parts[_FIELDS] is None else [parts[:_FIELDS], parts[_FIELDS:]]
 
 
 def _run(
-    parts: Parts, scales: Sequence[float], want_lse: bool
+    streams: Sequence[Parts], scales: Sequence[float], want_lse: bool
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    queries = [parts[_FIELDS * i] for i in range(_streams_of(parts))]
-    outs = [_rows_like(q) for q in queries if q is not None]
-    lses: list[Tensor | None] = [
-        _lse_like(q) if want_lse else None for q in queries if q is not None
-    ]
-    if any(out.numel() for out in outs):
-        _Call(parts, outs, lses, scales).run(C.attention_forward)
+    outs: list[Tensor] = []
+    lses: list[Tensor | None] = []
+    work = 0
+    for stream in streams:
+        q = stream[0]
+        assert q is not None
+        outs.append(_rows_like(q))
+        lses.append(_lse_like(q) if want_lse else None)
+        work += q.numel()
+    if work:
+        _Call(streams, outs, lses, scales).run(C.attention_forward)
     return outs, lses
+
+
+def _run_simple(stream: Stream) -> Tensor | None:
+    """The output of one padded set on the CPU without masks, or None for what is not that simple.
+
+    The same call as :func:`_run` makes, written out: tiny sets take less time than the lists.
+    """
+    q, k, v = stream[:3]
+    workspace = getattr(_kept, "workspace", None)
+    if stream.form != "plain" or not q.is_cpu or workspace is None:
+        return None
+    q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
+    if not q_strides[3] == k_strides[3] == v_strides[3] == 1:
+        return None
+    batch, heads, count, dim = q.shape
+    width = heads * dim
+    out = q.new_empty_strided((batch, heads, count, dim), (count * width, dim, width, 1))
+    if not out.numel():
+        return out
+    device, _, threads = _library.runtime(q)
+    numbers = (
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        *_NOWHERE,
+        count,
+        k.shape[2],
+        0,
+        *q_strides[:3],
+        *k_strides[:3],
+        *v_strides[:3],
+        count * width,
+        dim,
+        width,
+        0,
+        0,
+        0,
+    )
+    needed = C.attention_forward(
+        device,
+        0,
+        threads,
+        workspace.data_ptr(),
+        workspace.numel(),
+        DTYPE_TAGS[q.dtype],
+        batch,
+        heads,
+        dim,
+        (numbers,),
+        (stream.scale,),
+    )
+    return None if needed else out
 
 
 def _split(arguments: Sequence[Any]) -> tuple[Parts, Sequence[Any]]:
@@ -170,12 +248,11 @@ def _split(arguments: Sequence[Any]) -> tuple[Parts, Sequence[Any]]:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts, (scales,) = _split(arguments)
-    outs, lses = _run(parts, scales, True)
-    return _results(parts, outs, lses)
+    return _results(*_run(_streams_of(parts), scales, True))
 
 
 def _results(
-    parts: Parts, outs: Sequence[Tensor], lses: Sequence[Tensor | None]
+    outs: Sequence[Tensor], lses: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs and log-sum-exps of two streams; empty tensors for one that is absent."""
     first = outs[0]
@@ -188,9 +265,9 @@ def _results(
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts, _ = _split(arguments)
-    queries = [parts[_FIELDS * i] for i in range(_streams_of(parts))]
+    queries = [stream[0] for stream in _streams_of(parts)]
     outs = [_rows_like(q) for q in queries if q is not None]
-    return _results(parts, outs, [_lse_like(q) for q in queries if q is not None])
+    return _results(outs, [_lse_like(q) for q in queries if q is not None])
 
 
 def _stream_schema(side: int, optional: str) -> str:
@@ -213,10 +290,7 @@ _forward_op = _library.register(
 
 def _gradients_like(parts: Parts) -> list[Tensor]:
     return [
-        _rows_like(rows)
-        for i in range(_streams_of(parts))
-        for rows in parts[_FIELDS * i : _FIELDS * i + 3]
-        if rows is not None
+        _rows_like(rows) for stream in _streams_of(parts) for rows in stream[:3] if rows is not None
     ]
 
 
@@ -227,12 +301,13 @@ def _six(gradients: list[Tensor]) -> tuple[Tensor, ...]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     parts, (scales, *rest) = _split(arguments)
-    count = _streams_of(parts)
+    forward = _streams_of(parts)
+    count = len(forward)
     outs, lses, grad_outs, grad_lses = rest[0::4], rest[1::4], rest[2::4], rest[3::4]
     gradients = _gradients_like(parts)
     if not any(g.numel() for g in gradients):
         return _six(gradients)
-    call = _Call(parts, outs[:count], lses[:count], scales)
+    call = _Call(forward, outs[:count], lses[:count], scales)
     streams = []
     for i in range(count):
         out = outs[i]
@@ -271,10 +346,16 @@ _backward_op = _library.register(
 )
 
 
+def _direct(op: Callable[..., Any], implementation: Callable[..., Any], *arguments: Any) -> Any:
+    """The implementation of an op, past the dispatcher where nothing but it would be called."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    return (implementation if _library.plain_eager(*tensors) else op)(*arguments)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scales: list[float], *parts: Tensor | None) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = _forward_op(*parts, scales)
+        results: tuple[Tensor, ...] = _direct(_forward_op, _forward, *parts, scales)
         out0, out1, lse0, lse1 = results
         ctx.single = parts[_FIELDS] is None
         ctx.scales = scales
@@ -289,7 +370,17 @@ class _Attention(torch.autograd.Function):
         *parts, out0, lse0, out1, lse1 = ctx.saved_tensors
         grad_out0, grad_out1, grad_lse0, grad_lse1 = grads
         second = (None,) * 4 if ctx.single else (out1, lse1, grad_out1, grad_lse1)
-        found = _backward_op(*parts, ctx.scales, out0, lse0, grad_out0, grad_lse0, *second)
+        found = _direct(
+            _backward_op,
+            _backward,
+            *parts,
+            ctx.scales,
+            out0,
+            lse0,
+            grad_out0,
+            grad_lse0,
+            *second,
+        )
         wanted = ctx.needs_input_grad[1:]
         results: list[Tensor | None] = [None] * (2 * _FIELDS)
         for i in range(1 if ctx.single else 2):
@@ -313,16 +404,19 @@ def _distinct(parts: Parts) -> Parts:
 
 def attention_native(streams: Sequence[Stream], want_lse: bool) -> list[tuple[Tensor, Any]]:
     """Output and log-sum-exp of one or two streams; None instead of one that nobody wants."""
-    parts: Parts = _parts(streams[0])
-    parts += _parts(streams[1]) if len(streams) > 1 else (None,) * _FIELDS
+    if len(streams) == 1 and not want_lse and _library.plain_eager(*streams[0][:3]):
+        out = _run_simple(streams[0])
+        if out is not None:
+            return [(out, None)]
+    rows = [tensor for stream in streams for tensor in stream[:3]]
     scales = [stream.scale for stream in streams]
-    rows = parts[:3] + parts[_FIELDS : _FIELDS + 3]
+    parts = [_parts(stream) for stream in streams]
     if _library.plain_eager(*rows):
-        outs, lses = _run(parts, scales, want_lse)
-        return list(zip(outs, lses, strict=True))
+        return list(zip(*_run(parts, scales, want_lse), strict=True))
+    both = parts[0] + (parts[1] if len(parts) > 1 else (None,) * _FIELDS)
     if _library.wants_gradient(*rows):
         apply: Callable[..., tuple[Tensor, ...]] = _Attention.apply
-        results = apply(scales, *_distinct(parts))
+        results = apply(scales, *_distinct(both))
     else:
-        results = _forward_op(*parts, scales)
+        results = _forward_op(*both, scales)
     return [(results[i], results[2 + i]) for i in range(len(streams))]

@@ -24,20 +24,26 @@ def _attend(
     return out, lse
 
 
-def _hide(rows: Tensor, visible: Tensor | None) -> Tensor:
+def hide(rows: Tensor, visible: Tensor | None) -> Tensor:
     """Zeros in place of keys that take no part: what they hold must not reach a result."""
     return rows if visible is None else torch.where(visible, rows, 0.0)
 
 
-def _padded(stream: Stream) -> tuple[Tensor, Tensor]:
+def visible_keys(stream: Stream) -> Tensor | None:
+    """Which keys of padded sets take part, ``[B, 1, 1, Nk]``; None where all do."""
     count = stream.k.shape[2]
     visible = None if stream.key_mask is None else stream.key_mask[:, None, None, :]
     if stream.key_lengths is not None:
         place = torch.arange(count, device=stream.k.device)
         within = (place < stream.key_lengths[:, None])[:, None, None, :]
         visible = within if visible is None else visible & within
+    return visible
+
+
+def _padded(stream: Stream) -> tuple[Tensor, Tensor]:
+    visible = visible_keys(stream)
     rows = None if visible is None else visible.transpose(-1, -2)
-    return _attend(stream.q, _hide(stream.k, rows), _hide(stream.v, rows), stream.scale, visible)
+    return _attend(stream.q, hide(stream.k, rows), hide(stream.v, rows), stream.scale, visible)
 
 
 def _owner(offsets: Tensor, count: int) -> Tensor:
@@ -70,7 +76,7 @@ def _ragged(stream: Stream) -> tuple[Tensor, Tensor]:
     visible = q_owner[:, None] == k_owner
     if mask is not None:
         visible = visible & mask
-    out, lse = _attend(q, _hide(k, rows), _hide(v, rows), stream.scale, visible)
+    out, lse = _attend(q, hide(k, rows), hide(v, rows), stream.scale, visible)
     if stream.query_offsets is not None:
         return out.transpose(0, 1), lse.transpose(0, 1)
     batch, heads, count, dim = stream.q.shape

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from patchword.errors import DTypeError, OptionError, ShapeError
 
 
-@dataclass(frozen=True)
-class Keys:
+# Named tuples: a frozen dataclass takes microseconds to make, as long as a tiny call itself.
+class Keys(NamedTuple):
     """Which keys of a set take part, as a public function got it."""
 
     mask: Tensor | None = None
@@ -21,8 +21,10 @@ class Keys:
     offsets: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Stream:
+EVERY_KEY = Keys()
+
+
+class Stream(NamedTuple):
     """Queries that attend to one set of keys.
 
     Padded sets are ``[B, H, N, d]``; sets with offsets are ``[T, H, d]``, batch element ``b``
@@ -48,6 +50,13 @@ class Stream:
         return self.q.shape[1]
 
     @property
+    def form(self) -> str:
+        """What a routing table calls it: ragged, masked or plain."""
+        if self.query_offsets is not None or self.key_offsets is not None:
+            return "ragged"
+        return "plain" if self.key_mask is None and self.key_lengths is None else "masked"
+
+    @property
     def batch(self) -> int:
         """Number of batch elements."""
         if self.query_offsets is not None:
@@ -56,7 +65,7 @@ class Stream:
 
     def to(self, dtype: torch.dtype) -> Stream:
         """Return the same stream with queries, keys and values of another dtype."""
-        return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
+        return self._replace(q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
 
 def _check_rows(op: str, name: str, rows: Tensor, like: Tensor, ragged: bool) -> None:
@@ -100,12 +109,19 @@ def _check_index(op: str, name: str, value: Tensor, count: int | None, like: Ten
     return value if value.dtype == torch.int64 else value.long()
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast wants on this tensor's device, or None where it is off."""
+    kind = "cpu" if tensor.is_cpu else tensor.device.type
+    if kind not in ("cpu", "cuda") and not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def autocasted(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast wants them: float32 becomes its type, as in torch's attention."""
-    kind = tensors[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(tensors[0])
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t.dtype in narrow else t for t in tensors)
 
@@ -117,6 +133,30 @@ def check_scale(op: str, name: str, scale: float | None, dim: int) -> float:
     if not math.isfinite(scale):
         raise OptionError(f"{op}: {name} must be finite, got {scale}.")
     return float(scale)
+
+
+def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether padded sets without masks pass every check; cheaper than asking one by one."""
+    queries, keys = q.shape, k.shape
+    return (
+        len(queries) == len(keys) == 4
+        and v.shape == keys
+        and queries[0] == keys[0]
+        and queries[1] == keys[1]
+        and queries[3] == keys[3]
+        and q.dtype == k.dtype == v.dtype
+        and q.dtype.is_floating_point
+        and ((q.is_cpu and k.is_cpu and v.is_cpu) or q.device == k.device == v.device)
+    )
+
+
+def keys_of(
+    mask: Tensor | None, lengths: Tensor | None = None, offsets: Tensor | None = None
+) -> Keys:
+    """Which keys take part, with one object for all sets whose keys all do."""
+    if mask is None and lengths is None and offsets is None:
+        return EVERY_KEY
+    return Keys(mask, lengths, offsets)
 
 
 def make_stream(
@@ -144,6 +184,8 @@ def make_stream(
         DTypeError: Types or devices do not fit together.
     """
     q, k, v = tensors
+    if query_offsets is None and keys is EVERY_KEY and _fits(q, k, v):
+        return Stream(q, k, v, scale)
     if q.ndim < 3:
         raise ShapeError(f"{op}: {names[0]} must have shape [B, H, N, d], got {list(q.shape)}.")
     _check_rows(op, names[0], q, q, query_offsets is not None)
