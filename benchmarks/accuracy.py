@@ -32,8 +32,11 @@ def as_tensor(value: Any) -> Tensor:
 class MatchGate:
     """Nearest and mutual nearest neighbours by dot product of [N,D] and [M,D] descriptors."""
 
-    def __init__(self, descriptors0: Tensor, descriptors1: Tensor) -> None:
+    def __init__(
+        self, descriptors0: Tensor, descriptors1: Tensor, tolerance: float = DOT_TOLERANCE
+    ) -> None:
         """Store both sets; the oracle is computed on first use."""
+        self._tolerance = tolerance
         self._first, self._second = descriptors0.double(), descriptors1.double()
         self._norm0, self._norm1 = self._first.norm(dim=1), self._second.norm(dim=1)
 
@@ -79,7 +82,7 @@ class MatchGate:
         chosen = torch.where(valid, chosen, 0)
         deficit = (row_best - self._scores_at(chosen)) / self._scale(chosen)
         ties = int((valid & (chosen != row_index)).sum())
-        return Verdict(_most(deficit[valid]), 2 * DOT_TOLERANCE, int((~valid).sum()), ties)
+        return Verdict(_most(deficit[valid]), 2 * self._tolerance, int((~valid).sum()), ties)
 
     def _scale(self, chosen: Tensor) -> Tensor:
         scale: Tensor = self._norm0 * self._norm1[chosen.clamp(min=0)]
@@ -88,8 +91,8 @@ class MatchGate:
     def _mutual(self, matches: Tensor) -> Verdict:
         row_best, row_index, row_gap, col_best, col_index, col_gap = self._oracle
         expected = torch.where(col_index[row_index] == torch.arange(len(row_index)), row_index, -1)
-        row_tau = 2 * DOT_TOLERANCE * self._norm0 * self._norm1.max()
-        col_tau = 2 * DOT_TOLERANCE * self._norm1 * self._norm0.max()
+        row_tau = 2 * self._tolerance * self._norm0 * self._norm1.max()
+        col_tau = 2 * self._tolerance * self._norm1 * self._norm0.max()
         clear = (row_gap > row_tau) & (col_gap > col_tau)[row_index]
         wrong = int((clear & (matches != expected)).sum())
         wrong += int(((matches < -1) | (matches >= len(col_best))).sum())
@@ -97,12 +100,12 @@ class MatchGate:
         deficit = torch.maximum(row_best, col_best[inside]) - self._scores_at(inside)
         deficit = (deficit / self._scale(inside))[matches >= 0]
         ties = int((~clear & (matches != expected)).sum())
-        return Verdict(_most(deficit), 2 * DOT_TOLERANCE, wrong, ties)
+        return Verdict(_most(deficit), 2 * self._tolerance, wrong, ties)
 
     def _with_scores(self, verdict: Verdict, matches: Tensor, scores: Tensor) -> Verdict:
         kept = matches >= 0
         error = ((scores - self._scores_at(matches)).abs() / self._scale(matches))[kept]
-        wrong = verdict.mismatches + int((~(error <= DOT_TOLERANCE)).sum())
+        wrong = verdict.mismatches + int((~(error <= self._tolerance)).sum())
         return Verdict(max(verdict.error, _most(error)), verdict.tolerance, wrong, verdict.ties)
 
 

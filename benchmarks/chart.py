@@ -32,9 +32,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         unit = "thread" if count == 1 else "threads"
         axes.set_title(f"{count} {unit}" if result["device"] == "cpu" else result["device"])
     facts = result["provenance"]
+    place = facts.get("gpu", {}).get("name") or facts["cpu"]
     figure.suptitle(
         f"Time of each peer divided by patchword's (right of the line: patchword is faster)\n"
-        f"{facts['cpu']}, {facts['date'][:10]}, commit {(facts['commit'] or 'unknown')[:9]}",
+        f"{place}, {facts['date'][:10]}, commit {(facts['commit'] or 'unknown')[:9]}",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,8 @@ SLOW_S = 0.3
 """Peers slower than this per call take fewer samples, down to ``MIN_SAMPLES_SLOW``."""
 SLOW_BUDGET_S = 4.0
 """Seconds that the samples of such a peer may take, as far as the minimum allows."""
+ONCE_ABOVE_S = 20.0
+"""Calls slower than this are sampled once: noise of a few per cent decides nothing there."""
 
 
 class NotAvailable(Exception):
@@ -93,6 +95,8 @@ def make_plan(seconds: float, quick: bool = False) -> Plan:
     seconds = max(seconds, 1e-8)
     loops = max(1, math.ceil(MIN_SAMPLE_S / seconds))
     samples = most if seconds <= limit else max(slow, min(most, int(budget / seconds)))
+    if seconds > ONCE_ABOVE_S:
+        samples = 1
     return Plan(samples, loops, warm=seconds < WARM_BELOW_S)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.result import load
+from benchmarks.result import is_unfinished, load
 from benchmarks.tables import format_seconds
 
 Change = Literal["faster", "slower", "same", "undecided"]
@@ -65,10 +65,14 @@ def compare(
 def warnings(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """Return what makes the two runs hard to compare."""
     found = []
-    for key in ("cpu", "logical_cpus", "versions", "environment"):
+    for key in ("cpu", "gpu", "logical_cpus", "versions", "environment"):
         if (sides := [result["provenance"].get(key) for result in (new, old)])[0] != sides[1]:
             found.append(f"{key} differs: {sides[0]} and {sides[1]}")
-    found += [f"the {word} run was quick" for word, r in (("new", new), ("old", old)) if r["quick"]]
+    for word, run in (("new", new), ("old", old)):
+        if run["quick"]:
+            found.append(f"the {word} run was quick")
+        if is_unfinished(run):
+            found.append(f"the {word} run was stopped, {len(run['unmeasured'])} rows are missing")
     return found
 
 

@@ -26,6 +26,7 @@ from benchmarks.common import (
     summarize,
     time_call,
 )
+from benchmarks.cuda_timing import CudaTimer, count_launches, peak_of_call, release
 from benchmarks.memory import MemoryTemplate
 from benchmarks.registry import Gate, Inputs, Peer, Row, Verdict
 from benchmarks.worker import SKYLAKEX, BlasWorker
@@ -62,12 +63,15 @@ class Candidate:
     summary: Summary | None = None
     warm: Summary | None = None
     loops: int = 1
+    enqueue: float | None = None
+    run: Run | None = None
     memory: tuple[int, int] | None = None
     launches: int | None = None
 
     def drop(self, status: Status, reason: str) -> None:
         """Take the candidate out of the timing."""
-        self.status, self.reason, self.measure = status, reason, None
+        self.status, self.reason, self.measure, self.run = status, reason, None, None
+        self.summary = self.warm = None
 
 
 def judge(candidate: Candidate, verdict: Verdict | None) -> None:
@@ -115,15 +119,24 @@ def to_device(inputs: Inputs, device: str) -> Inputs:
 
 @dataclass
 class Session:
-    """What rows share: the device, our backends, helper processes and gates."""
+    """What rows share: the device, our backends, helper processes and gates.
+
+    ``place`` is where tensors go; tests run the logic for ``device`` "cuda" with a place of "cpu".
+    """
 
     device: str
     backends: Sequence[str]
     quick: bool = False
+    place: str = ""
     threads: int = 1
+    timer: CudaTimer | None = None
     workers: dict[str, BlasWorker | str] = field(default_factory=dict)
     gates: dict[str, Gate] = field(default_factory=dict)
     template: MemoryTemplate | None = None
+
+    def __post_init__(self) -> None:
+        """Without a place of its own, tensors go to the device."""
+        self.place = self.place or self.device
 
     def start(self, threads: int, memory: bool) -> None:
         """Set the thread count everywhere and start fresh helper processes."""
@@ -131,6 +144,7 @@ class Session:
         self.threads = threads
         set_threads(threads)
         if self.device != "cpu":
+            self.timer = CudaTimer(self.place)
             return
         for where, core_type in (("blas", None), ("blas-skylakex", SKYLAKEX)):
             try:
@@ -177,7 +191,8 @@ def measure_row(row: Row, session: Session) -> list[Candidate]:
     When ours fails its gate the whole row is void: no candidate keeps a time.
     """
     torch._dynamo.reset()  # a row's compiled peers must not meet the limit on recompilations
-    inputs = to_device(row.inputs(False), session.device)
+    set_threads(ORACLE_THREADS)
+    inputs = to_device(row.inputs(False), session.place)
     if row.id not in session.gates:
         session.gates[row.id] = row.gate(row.inputs(False))
     gate = session.gates[row.id]
@@ -197,7 +212,24 @@ def measure_row(row: Row, session: Session) -> list[Candidate]:
     for worker in session.workers.values():
         if isinstance(worker, BlasWorker):
             worker.unload()
+    for candidate in candidates:
+        candidate.run = candidate.measure = None  # they hold inputs and results
+    if session.device == "cuda":
+        release()
     return candidates
+
+
+def failed_row(row: Row, session: Session, reason: str) -> list[Candidate]:
+    """Return the candidates of a row that could not be measured at all."""
+    candidates = session.candidates(row)
+    for candidate in candidates:
+        candidate.drop("void" if candidate.role == "ours" else "not available", reason)
+    return candidates
+
+
+def describe(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message."""
+    return f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session) -> None:
@@ -209,7 +241,9 @@ def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session)
             output = run()
             if session.device == "cuda":
                 torch.cuda.synchronize()
-            candidate.measure = _measure_here(run, session)
+                candidate.run = run
+            candidate.first_call = time.perf_counter() - started
+            candidate.measure = _measure_here(candidate, run, session)
         else:
             worker = session.workers.get(candidate.where, "runs on the CPU only")
             if isinstance(worker, str):
@@ -217,8 +251,8 @@ def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session)
             worker.load(candidate.name, candidate.build, to_numpy(inputs))
             started = time.perf_counter()
             output = worker.output(candidate.name)
+            candidate.first_call = time.perf_counter() - started
             candidate.measure = partial(worker.measure, candidate.name)
-        candidate.first_call = time.perf_counter() - started
         set_threads(ORACLE_THREADS)
         judge(candidate, gate(output, candidate.part))
     except NotAvailable as missing:
@@ -228,31 +262,43 @@ def _prepare(candidate: Candidate, inputs: Inputs, gate: Gate, session: Session)
         if type(error).__name__ == "BackendError":  # ours refuses; patchword may not be importable
             candidate.drop("not available", str(error))
             return
-        reason = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        candidate.drop("void" if candidate.role == "ours" else "not available", reason)
+        candidate.drop("void" if candidate.role == "ours" else "not available", describe(error))
     finally:
         set_threads(session.threads)
 
 
-def _measure_here(run: Run, session: Session) -> Callable[[int, bool], Sample]:
+def _measure_here(
+    candidate: Candidate, run: Run, session: Session
+) -> Callable[[int, bool], Sample]:
     if session.device == "cpu":
         return partial(time_call, run)
-    from benchmarks.cuda_timing import CudaTimer
-
-    timer = CudaTimer()
-    return lambda loops, warm: timer.warm(run, loops) if warm else timer.cold(run)
+    timer = session.timer or CudaTimer(session.place)
+    session.timer = timer
+    enqueue = min(timer.enqueue_seconds(run) for _ in range(2))
+    candidate.enqueue = enqueue
+    return lambda loops, warm: timer.warm(run, loops) if warm else timer.cold(run, enqueue)
 
 
 def _sample_all(candidates: list[Candidate], session: Session) -> None:
     """Take samples in turn; on CUDA cold ones first, then warm ones."""
     threads = session.threads if session.device == "cpu" else 2
-    live = [candidate for candidate in candidates if candidate.measure]
-    plans = []
-    for candidate in live:
+    live, plans = [], []
+    for candidate in candidates:
         measure = candidate.measure
-        assert measure is not None
-        plans.append(make_plan(_estimate(candidate, measure, session), session.quick))
+        if measure is None:
+            continue
+        try:
+            estimate = _estimate(candidate, measure, session)
+        except Exception as error:  # ours too: what fails in its second call is as wrong
+            candidate.drop("void" if candidate.role == "ours" else "not available", describe(error))
+            continue
+        live.append(candidate)
+        plans.append(make_plan(estimate, session.quick))
         candidate.loops = plans[-1].loops if session.device == "cpu" else 1
+    if candidates[0].status == "void":
+        for candidate in live:
+            candidate.drop("void", "the row is void: our kernel failed when it was timed")
+        return
     for warm_cache in (False, True) if session.device == "cuda" else (False,):
         taken: list[list[float]] = [[] for _ in live]
         for index in interleave([plan.samples for plan in plans]):
@@ -273,7 +319,8 @@ def _estimate(
     candidate: Candidate, measure: Callable[[int, bool], Sample], session: Session
 ) -> float:
     """Return about how long one call takes; a slow first call is warm-up and estimate in one."""
-    if candidate.first_call and candidate.first_call > 10 * SLOW_S and not candidate.compiled:
+    slow = candidate.first_call and candidate.first_call > 10 * SLOW_S
+    if slow and not candidate.compiled and session.device == "cpu":
         return candidate.first_call
     threads = session.threads if session.device == "cpu" else 2
     estimate = measure(1, session.device == "cpu").seconds(threads)
@@ -289,12 +336,11 @@ def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Sessi
             continue
         try:
             if session.device == "cuda":
-                from benchmarks import cuda_timing
-
-                run = candidate.build(inputs)
+                run = candidate.run or candidate.build(inputs)  # compiled: not a second time
                 run()
-                candidate.memory = cuda_timing.peak_of_call(run)
-                candidate.launches = cuda_timing.count_launches(run)
+                candidate.memory = peak_of_call(run)
+                if candidate.role != "peer":  # a profiler's session costs up to a second
+                    candidate.launches = count_launches(run)
             elif session.template:
                 worker = session.workers.get(candidate.where)
                 if isinstance(worker, str):
@@ -302,7 +348,7 @@ def _weigh(row: Row, candidates: list[Candidate], inputs: Inputs, session: Sessi
                 convert = to_numpy if candidate.where != "process" else dict
                 small = None if candidate.compiled else convert(row.inputs(True))
                 candidate.memory = session.template.measure(candidate.build, small, convert(inputs))
-        except (NotAvailable, RuntimeError) as error:
+        except Exception as error:  # out of memory, mostly; the other candidates go on
             if row.kind == "memory":
                 broken = candidate.role == "ours" and not isinstance(error, NotAvailable)
                 candidate.drop("void" if broken else "not available", str(error))

@@ -17,7 +17,7 @@ PACKAGES = {
     "torch": ("torch",),
     "numpy": ("numpy",),
     "opencv": ("opencv-python", "opencv-python-headless"),
-    "faiss": ("faiss-cpu",),
+    "faiss": ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu"),
     "triton": ("triton",),
 }
 
@@ -74,8 +74,13 @@ def _patchword() -> dict[str, Any]:
     return facts
 
 
-def machine_name() -> str:
-    """Return a short file-name-safe name of the machine's kind, such as amd-epyc-2c."""
+def machine_name(device: str = "cpu") -> str:
+    """Return a short file-name-safe name of the kind, such as amd-epyc-2c or nvidia-h200."""
+    if device == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_properties(0).name
+        return "-".join(re.findall(r"[a-z0-9]+", name.lower())[:4])
     model = _cpuinfo("model name") or platform.machine()
     words = re.sub(r"\(.*?\)|@.*|\bCPU\b|\bProcessor\b", " ", model).lower()
     return "-".join(re.findall(r"[a-z0-9]+", words)[:4]) + f"-{os.cpu_count()}c"
@@ -85,12 +90,15 @@ def collect(device: str) -> dict[str, Any]:
     """Return the provenance block of a result file."""
     import torch
 
-    status = _git("status", "--porcelain")
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    # A copy of a clean tree without its history: whoever copied it says which commit it is.
+    if commit is None and (named := os.environ.get("PATCHWORD_COMMIT")):
+        commit, status = named, ""
     facts: dict[str, Any] = {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit,
         "dirty": None if status is None else bool(status),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine_name(),
+        "machine": machine_name(device),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cpu": _cpuinfo("model name") or platform.machine(),
@@ -114,5 +122,25 @@ def collect(device: str) -> dict[str, Any]:
             "l2_bytes": properties.L2_cache_size,
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
+            **_nvidia_smi(),
         }
     return facts
+
+
+def _nvidia_smi() -> dict[str, str]:
+    """Return driver, clocks and power limit as nvidia-smi prints them; empty where it is absent."""
+    fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    lines = done.stdout.splitlines()
+    if not lines:
+        return {}
+    return dict(zip(fields, (value.strip() for value in lines[0].split(",")), strict=False))

@@ -38,7 +38,11 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.ops.shared_runtime",
     ),
     "attention": ("benchmarks.ops.attention",),
-    "refinement": ("benchmarks.ops.pamr", "benchmarks.ops.pooling"),
+    "refinement": (
+        "benchmarks.ops.pamr",
+        "benchmarks.ops.pooling",
+        "benchmarks.ops.point_infonce",
+    ),
     "sequences": (
         "benchmarks.ops.sru",
         "benchmarks.ops.retrieval_ranks",
@@ -46,7 +50,17 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "segswap": ("benchmarks.ops.match_score", "benchmarks.end_to_end.segswap"),
     "sketchseg": ("benchmarks.end_to_end.sketchseg",),
+    "sketchseg_large": ("benchmarks.end_to_end.sketchseg_large",),
+    # Rows that exist on CUDA alone, with the targets of the GPU kernels, the boldest first.
+    "gpu": (
+        "benchmarks.gpu.matching",
+        "benchmarks.gpu.maps",
+        "benchmarks.gpu.attention",
+        "benchmarks.gpu.sequences",
+    ),
 }
+ONLY_IF_NAMED = ("sketchseg_large",)
+"""Suites that take hours; a run without ``--suite`` leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the benchmark; ``flops`` and ``moved_bytes`` come from ``formula``."""
+    """One line of the benchmark; ``flops`` and ``moved_bytes`` come from ``formula``.
+
+    ``targets`` hold on the first of ``devices``; on others a row only reports.
+    ``memory_limit`` bounds our peak extra memory as a multiple of the output or, where
+    ``memory_against`` names a peer, both sides without their outputs, of that peer's.
+    """
 
     id: str
     op: str
@@ -118,7 +137,13 @@ class Row:
     formula: str = ""
     variants: tuple[tuple[str, OwnBuild], ...] = ()
     memory_limit: float | None = None
+    memory_against: str = ""
     note: str = ""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def targets_on(self, device: str) -> tuple[Target, ...]:
+        """Return the targets that apply on a device."""
+        return self.targets if device == self.devices[0] else ()
 
 
 def suite_rows(suite: str) -> list[Row]:

@@ -17,6 +17,8 @@ from benchmarks.registry import EACH_ALONE, Row, Target
 SCHEMA_VERSION = 1
 RESULTS = ROOT / "benchmarks" / "results"
 USABLE = ("ok", "loose")
+OUTPUT = "the output"
+"""What a memory limit is a multiple of, where its record names nothing else."""
 
 Record = dict[str, Any]
 
@@ -46,6 +48,7 @@ def candidate_record(candidate: Candidate, row: Row, probe: Record) -> Record:
         "seconds": _summary(summary),
         "seconds_warm": _summary(candidate.warm),
         "calls_per_sample": candidate.loops,
+        "enqueue_seconds": candidate.enqueue,
         "error": None if verdict is None else _finite(verdict.error),
         "tolerance": None if verdict is None else verdict.tolerance,
         "wrong_elements": None if verdict is None else verdict.mismatches,
@@ -68,9 +71,16 @@ def candidate_record(candidate: Candidate, row: Row, probe: Record) -> Record:
         shares.append(record["gbs"] / probe["copy_gbs"])
     if row.flops:
         record["gflops"] = row.flops * 1e-9 / summary.median
-        shares.append(record["gflops"] / probe["ceiling_gflops"])
+        shares.append(record["gflops"] / _ceiling(row, probe))
     record["percent_of_ceiling"] = 100 * max(shares) if shares else None
     return record
+
+
+def _ceiling(row: Row, probe: Record) -> float:
+    """GFLOP/s that products of the row's type reach, where that type was probed (on CUDA)."""
+    name = "bfloat16" if row.dtype == "float16" else row.dtype
+    found: float = probe.get("gflops", {}).get(f"torch {name}", probe["ceiling_gflops"])
+    return found
 
 
 def _finite(value: float) -> float | None:
@@ -134,18 +144,31 @@ def row_record(
         "void": records[0]["status"] == "void",
         "candidates": records,
         "ratios": found,
-        "targets": [judge_target(target, found) for target in row.targets],
+        "targets": [judge_target(target, found) for target in row.targets_on(device)],
         "memory_limit": None,
     }
     if row.memory_limit is not None:
-        peak, kept = records[0]["peak_bytes"], records[0]["result_bytes"]
-        reached = peak / kept if peak and kept else None
+        reached = _memory_share(row, records)
         record["memory_limit"] = {
             "ratio": row.memory_limit,
+            "of": f"that of {row.memory_against}" if row.memory_against else OUTPUT,
             "reached": reached,
             "met": None if reached is None else reached < row.memory_limit,
         }
     return record
+
+
+def _memory_share(row: Row, records: Sequence[Record]) -> float | None:
+    """Return our peak as a multiple of what the row's memory limit is about."""
+    peak, kept = records[0]["peak_bytes"], records[0]["result_bytes"]
+    if not (peak and kept):
+        return None
+    if not row.memory_against:
+        return float(peak / kept)
+    peer = next(r for r in records if r["name"] == row.memory_against)
+    if not (peer["peak_bytes"] and peer["result_bytes"]):
+        return None
+    return float((peak - kept) / (peer["peak_bytes"] - peer["result_bytes"]))
 
 
 def losses(rows: Sequence[Record]) -> list[Record]:
@@ -165,7 +188,8 @@ def losses(rows: Sequence[Record]) -> list[Record]:
                 found.append({**place, "peer": target["best_peer"], "why": why})
         limit = row["memory_limit"]
         if limit and limit["met"] is False:
-            why = f"{limit['reached']:.2f}x the output, limit {limit['ratio']:g}x"
+            of = limit.get("of", OUTPUT)
+            why = f"{limit['reached']:.2f}x {of}, limit {limit['ratio']:g}x"
             found.append({**place, "peer": "", "why": why})
         skipped = {target["best_peer"] for target in row["targets"] if target["met"] is False}
         skipped |= {c["name"] for c in row["candidates"] if not c["comparable"]} | {EACH_ALONE}
@@ -183,9 +207,16 @@ def default_path(provenance: Record, device: str, complete: bool, suite: str = "
 
 
 def save(result: Record, path: Path) -> None:
-    """Write the result file."""
+    """Write the result file in one step: whoever reads meanwhile finds the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    whole = path.with_name(f"{path.name}.part")
+    whole.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    whole.replace(path)
+
+
+def is_unfinished(result: Record) -> bool:
+    """Whether the run that wrote the file was stopped, or still runs."""
+    return bool(result.get("unmeasured"))
 
 
 def load(path: Path) -> Record:
@@ -240,6 +271,8 @@ def validate(result: Record) -> list[str]:
 def commit_faults(result: Record) -> list[str]:
     """Return what keeps a valid result out of the repository."""
     faults = []
+    if is_unfinished(result):
+        faults.append(f"the run was stopped: {len(result['unmeasured'])} rows are not measured")
     if result["quick"] or not result["complete"]:
         faults.append("only complete runs are committed")
     if result["provenance"]["dirty"] is not False:

@@ -63,10 +63,11 @@ def _panel(axes: Any, probe: dict[str, Any], points: list[Any]) -> None:
     lowest = min((point[1] for point in points), default=0.1) / 2
     highest = max((point[1] for point in points), default=100.0) * 8
     x = np.geomspace(lowest, highest, 200)
-    ceiling = probe["ceiling_gflops"]
+    ceiling = max(probe["ceiling_gflops"], *probe["gflops"].values())
+    kind = "bfloat16" if "torch bfloat16" in probe["gflops"] else "float32"
     axes.plot(x, np.minimum(x * probe["copy_gbs"], ceiling), color=INK, linewidth=1)
     axes.text(
-        highest, ceiling, f"{ceiling:.0f} GFLOP/s float32 product ", ha="right", va="bottom",
+        highest, ceiling, f"{ceiling:.0f} GFLOP/s {kind} product ", ha="right", va="bottom",
         fontsize=6,
     )  # fmt: skip
     axes.text(

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,11 +18,12 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks import chart, probes, provenance, result, tables
+from benchmarks import probes, provenance, result, tables
 from benchmarks.common import NotAvailable
-from benchmarks.cuda_timing import require_cuda
-from benchmarks.measure import Session, measure_row
-from benchmarks.registry import SUITES, Row, select_rows, suite_rows
+from benchmarks.cuda_timing import is_alive, require_cuda
+from benchmarks.journal import Journal
+from benchmarks.measure import Candidate, Session, describe, failed_row, measure_row
+from benchmarks.registry import ONLY_IF_NAMED, SUITES, Row, select_rows, suite_rows
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -31,7 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         choices=SUITES,
-        help="only this suite; without, all of them, one after another",
+        help="only this suite; without, all of them but the slowest, one after another",
     )
     parser.add_argument("--op", action="append", default=[], help="only this op's rows")
     parser.add_argument("--row", action="append", default=[], help="only this row")
@@ -45,6 +48,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="our backends; the first is the one that ratios refer to",
     )
     parser.add_argument("--quick", action="store_true", help="few samples, no memory: a smoke run")
+    parser.add_argument(
+        "--seconds", type=float, help="start no row after this long; the file says what is missing"
+    )
+    parser.add_argument(
+        "--row-seconds", type=float, help="end the process when one row takes longer than this"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows of a file whose run was stopped"
+    )
     parser.add_argument("--json", type=Path, help="where the one result file goes")
     parser.add_argument("--folder", type=Path, help="where the result files of suites go")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
@@ -54,6 +66,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def applies(row: Row, threads: int, options: argparse.Namespace) -> bool:
     """Whether a row is measured at this thread count; memory rows only at the largest."""
+    if options.device not in row.devices:
+        return False
     if row.kind == "memory":
         return threads == max(options.threads) and not options.quick
     return not (row.kind == "sharing" and options.device == "cuda")
@@ -65,61 +79,96 @@ def measure(
     rows: Sequence[Row],
     facts: dict[str, Any],
     console: Console,
-) -> dict[str, Any]:
-    """Measure ``rows`` and return the result record, printing each row when it is done."""
+) -> tuple[dict[str, Any], Path]:
+    """Measure ``rows``, printing each when it is done; return the record and where it is."""
     session = Session(options.device, options.backend, options.quick)
-    records, ceilings = [], []
+    work = [(n, row) for n in options.threads for row in rows if applies(row, n, options)]
+    journal = Journal(options, suite, facts, [(row.id, n) for n, row in work])
     with ExitStack() as stack:
         stack.callback(session.close)
         cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchword-bench-"))
-        # A fresh compiler cache, so that compile times are true; no pool of compiler processes.
+        # A fresh compiler cache, so that compile times are true. On CPUs no pool of compiler
+        # processes either, which would take processor time from the row that follows.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-        work = [(n, row) for n in options.threads for row in rows if applies(row, n, options)]
+        if options.device == "cpu":
+            os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         for threads in options.threads:
+            due = {key for key in journal.missing() if key[1] == threads}
+            if not due or _out_of_time(options):
+                continue
             weigh = threads == max(options.threads) and not options.quick
             session.start(threads, weigh)
-            if options.device == "cpu":
-                ceilings.append(probes.probe_cpu(threads, session.workers))
-            else:
-                ceilings.append(probes.probe_cuda())
-            progress = [row for count, row in work if count == threads]
-            for row in tqdm(progress, desc=f"{threads} thread(s)", file=sys.stderr):
-                candidates = measure_row(row, session)
-                records.append(
-                    result.row_record(row, candidates, threads, options.device, ceilings[-1])
+            if not any(probe["threads"] == threads for probe in journal.probes):
+                on_cpu = options.device == "cpu"
+                probe = (
+                    probes.probe_cpu(threads, session.workers) if on_cpu else probes.probe_cuda()
                 )
-                tables.print_row(records[-1], console)
-    after = [round(value, 2) for value in os.getloadavg()]
-    return {
-        "schema": result.SCHEMA_VERSION,
-        "suite": suite,
-        "device": options.device,
-        "quick": options.quick,
-        "complete": not (options.op or options.row or options.quick),
-        "thread_counts": options.threads,
-        "provenance": facts | {"load_average_after": after},
-        "probes": ceilings,
-        "rows": records,
-        "losses": result.losses(records),
-    }
+                journal.probes.append(probe)
+            ceiling = next(p for p in journal.probes if p["threads"] == threads)
+            selected = [row for count, row in work if (row.id, count) in due and count == threads]
+            for row in tqdm(selected, desc=f"{threads} thread(s)", file=sys.stderr):
+                if _out_of_time(options):
+                    break
+                candidates = _measured(row, threads, session, journal, options)
+                journal.rows.append(
+                    result.row_record(row, candidates, threads, options.device, ceiling)
+                )
+                journal.write()
+                tables.print_row(journal.rows[-1], console)
+                if options.device == "cuda" and not is_alive():
+                    raise DeviceLost(
+                        f"{row.id} left the device unusable; --resume goes on after it"
+                    )
+    return journal.write(), journal.path
+
+
+class DeviceLost(RuntimeError):
+    """A faulty kernel broke this process's use of the device."""
+
+
+def _out_of_time(options: argparse.Namespace) -> bool:
+    return options.deadline is not None and time.monotonic() > options.deadline
+
+
+def _measured(
+    row: Row, threads: int, session: Session, journal: Journal, options: argparse.Namespace
+) -> list[Candidate]:
+    """Measure one row; whatever it raises becomes the reason in its record."""
+    if journal.crashed == (row.id, threads):
+        return failed_row(row, session, "ended the process, or took too long, in an earlier try")
+    journal.write(running=(row.id, threads))
+    if options.row_seconds:  # a hanging kernel cannot be interrupted, only ended with the process
+        faulthandler.dump_traceback_later(options.row_seconds, exit=True)
+    try:
+        return measure_row(row, session)
+    except Exception as error:
+        logging.getLogger("benchmarks").warning("row %s failed", row.id, exc_info=True)
+        return failed_row(row, session, describe(error))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 1 when a row of ours is void, 2 for bad usage."""
+    """Run the benchmark.
+
+    Returns:
+        0; 1 when a row of ours is void, 2 for bad usage, 3 when rows are left to ``--resume``.
+    """
     options = parse(arguments)
+    options.deadline = None if options.seconds is None else time.monotonic() + options.seconds
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("benchmarks").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     console = Console(width=None if sys.stdout.isatty() else 200)
     if options.json and len(options.suite) != 1 and not (options.op or options.row):
         print("benchmarks.run: --json must go with one --suite, --op or --row.", file=sys.stderr)
         return 2
-    void = False
+    void = unfinished = False
     try:
         if options.op or options.row:
             work = {"selection": select_rows(options.op, options.row)}
         else:
-            work = {suite: suite_rows(suite) for suite in options.suite or SUITES}
+            usual = [suite for suite in SUITES if suite not in ONLY_IF_NAMED]
+            work = {suite: suite_rows(suite) for suite in options.suite or usual}
         if options.list:
             for row in (row for rows in work.values() for row in rows):
                 console.print(f"{row.id}  {row.title}, {row.shape}, {row.dtype}", markup=False)
@@ -130,11 +179,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Once: the file that a suite leaves behind must not make the next one's tree unclean.
         facts = provenance.collect(options.device)
         for suite, rows in work.items():
-            void |= _run_suite(options, suite, rows, facts, console)
+            if any(options.device in row.devices for row in rows):
+                record = _run_suite(options, suite, rows, facts, console)
+                void |= any(row["void"] for row in record["rows"])
+                unfinished |= result.is_unfinished(record)
     except (NotAvailable, ValueError) as error:
-        print(f"benchmarks.run: {error}", file=sys.stderr)
+        print(f"benchmarks.run: {error}.".replace("..", "."), file=sys.stderr)
         return 2
-    return int(void)
+    except DeviceLost as error:
+        print(f"benchmarks.run: {error}.", file=sys.stderr)
+        return 3
+    return 3 if unfinished else int(void)
 
 
 def _run_suite(
@@ -143,19 +198,24 @@ def _run_suite(
     rows: Sequence[Row],
     facts: dict[str, Any],
     console: Console,
-) -> bool:
-    """Measure, print and store one suite; True when a row of ours is void."""
-    record = measure(options, suite, rows, facts, console)
+) -> dict[str, Any]:
+    """Measure, print and store one suite; its record."""
+    record, path = measure(options, suite, rows, facts, console)
     tables.print_losses(record["losses"], console)
-    path = options.json or result.default_path(
-        record["provenance"], options.device, record["complete"], suite
-    )
-    if options.folder and not options.json:
-        path = options.folder / path.name
-    result.save(record, path)
+    tables.print_scaling(record["rows"], console)
+    if result.is_unfinished(record):
+        count = len(record["unmeasured"])
+        console.print(f"wrote {path}, unfinished: {count} rows are missing", soft_wrap=True)
+        return record
+    console.print(f"wrote {path}", soft_wrap=True)
+    try:
+        from benchmarks import chart
+    except ImportError as error:  # a measuring machine needs no matplotlib
+        console.print(f"no chart: {error}")
+        return record
     chart.draw(record, path.with_suffix(".png"))
-    console.print(f"wrote {path} and {path.with_suffix('.png')}", soft_wrap=True)
-    return any(row["void"] for row in record["rows"])
+    console.print(f"wrote {path.with_suffix('.png')}", soft_wrap=True)
+    return record
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import result
+from benchmarks.scaling import scaling
+
 Record = dict[str, Any]
 
 COLUMNS = (
@@ -93,7 +96,8 @@ def target_lines(row: Record) -> list[str]:
         against = " / ".join(target["against"]) or "the best peer"
         lines.append(_verdict(f"{target['ratio']:g}x {against}", target))
     if limit := row["memory_limit"]:
-        text = f"peak extra memory under {limit['ratio']:g}x the output"
+        of = limit.get("of", result.OUTPUT)
+        text = f"peak extra memory under {limit['ratio']:g}x {of}"
         lines.append(_verdict(text, limit))
     return lines
 
@@ -124,3 +128,22 @@ def print_losses(found: Sequence[Record], console: Console) -> None:
         console.print(
             f"  {loss['id']}, {loss['threads']} thread(s), {loss['peer'] or '-'}: {loss['why']}"
         )
+
+
+def scaling_cells(rows: Sequence[Record]) -> list[list[str]]:
+    """Return one line per long row: gain of ours, what is wanted, the best peer's gain."""
+    return [
+        [
+            f"{gain['title']}, {gain['shape']}, {gain['dtype']}",
+            f"{gain['gain']:.2f}x of {gain['threads']}",
+            f"{gain['wanted']:.2g}x" + ("" if gain["met"] else ", **missed**"),
+            "-" if gain["peer"] is None else f"{gain['peer_gain']:.2f}x {gain['peer']}",
+        ]
+        for gain in scaling(rows)
+    ]
+
+
+def print_scaling(rows: Sequence[Record], console: Console) -> None:
+    """Print what more threads bring."""
+    for cells in scaling_cells(rows):
+        console.print("  threads: " + "; ".join(cells), markup=False)

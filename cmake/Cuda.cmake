@@ -43,6 +43,10 @@ function(patchword_add_cuda_library)
     --compress-mode=size -Xfatbin=-compress-all --threads=2
     --expt-relaxed-constexpr -Xptxas=-warn-spills -Xcompiler=-fvisibility=hidden
     -Xcompiler=-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>)
+  if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+    # Launch code cannot see which architectures a kernel was compiled for.
+    target_compile_definitions(patchword_cuda PRIVATE PATCHWORD_SM90A=1)
+  endif()
   # C++17 for device code: CMake before 3.26 knows no newer dialect of nvcc.
   set_target_properties(patchword_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_STANDARD 17)
 endfunction()

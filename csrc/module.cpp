@@ -14,6 +14,7 @@ void bind_correspondence(py::module_& module);
 void bind_mask_upsample(py::module_& module);
 void bind_match_score(py::module_& module);
 void bind_pamr(py::module_& module);
+void bind_point_infonce(py::module_& module);
 void bind_weldon_pool(py::module_& module);
 void bind_confusion_counts(py::module_& module);
 void bind_folded_heatmap(py::module_& module);
@@ -33,6 +34,7 @@ PYBIND11_MODULE(_C, module) {
   bind_mask_upsample(module);
   bind_match_score(module);
   bind_pamr(module);
+  bind_point_infonce(module);
   bind_weldon_pool(module);
   bind_confusion_counts(module);
   bind_folded_heatmap(module);

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import chart, result, roofline, tables  # noqa: E402
+from benchmarks.families import families  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -36,7 +37,8 @@ edit neither the tables nor the list of losses by hand. `make bench` (or
   but is not wrong (half-precision compositions, mostly) keeps its time, marked (!).
 - **In turn.** Candidates take one sample each, round after round, with the order rotated. At least
   30 samples after warm-up; calls slower than 0.3 s take fewer, but at least 5. Calls shorter than
-  1 ms are repeated within a sample. Calls under 20 ms follow one untimed call.
+  1 ms are repeated within a sample. Calls under 20 ms follow one untimed call. Calls over 20 s
+  are sampled once.
 - **One clock per row.** One-thread rows count CPU time of the process, which ignores other
   programs and charges any helper thread; rows with more threads count wall time.
 - **NumPy and FAISS** run in helper processes, because OpenBLAS reads its thread count and
@@ -56,6 +58,10 @@ edit neither the tables nor the list of losses by hand. `make bench` (or
   process, native allocations and the result included.
 - **Ratio** is the peer's median divided by ours: above 1, ours is faster.
 """
+
+GLANCE = """\
+Time of the fastest peer of each row over ours, as the geometric mean over an op's rows, and the
+row where we stand worst. Peers are named in the tables below."""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -95,7 +101,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             met = {None: "not measured", True: "met", False: "**missed**"}[limit["met"]]
             reached = "-" if limit["reached"] is None else f"{limit['reached']:.2f}x"
             title = f"{row['title']}, {row['shape']}, peak extra memory"
-            wanted = f"under {limit['ratio']:g}x the output"
+            wanted = f"under {limit['ratio']:g}x {limit.get('of', result.OUTPUT)}"
             cells.append([title, str(row["threads"]), wanted, reached, met])
     return [*_table(("row", "threads", "target", "reached", "state"), cells), ""]
 
@@ -126,9 +132,16 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
     facts = data["provenance"]
     dirty = ", with uncommitted changes" if facts["dirty"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
-    lines = [
-        f"## {data['suite']}: patchword {version}, {data['device']}, {facts['cpu']}",
-        "",
+    gpu = facts.get("gpu") if data["device"] == "cuda" else None
+    where = gpu["name"] if gpu else facts["cpu"]
+    lines = [f"## {data['suite']}: patchword {version}, {data['device']}, {where}", ""]
+    if result.is_unfinished(data):
+        lines += [f"**Unfinished:** {len(data['unmeasured'])} rows are not measured.", ""]
+    if gpu:
+        driver = f"driver {gpu.get('driver_version', 'unknown')}, CUDA {gpu['cuda']}"
+        clocks = f"clocks {gpu.get('clocks.sm', '?')} and {gpu.get('clocks.mem', '?')} at the start"
+        lines += [f"{gpu['name']}, {driver}, {clocks}; host {facts['cpu']}.", ""]
+    lines += [
         f"{facts['date']}, commit `{facts['commit']}`{dirty}; "
         f"{facts['logical_cpus']} logical CPUs; {versions}; "
         f"torch CPU capability {facts['torch_cpu_capability']}; patchword core "
@@ -153,6 +166,9 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
     lines += [f"![Speed under the measured ceilings]({under})", "", "### Targets", ""]
     lines += _summary(data["rows"])
     lines += ["### Where we lose", "", *_losses(data["losses"])]
+    if gains := tables.scaling_cells(data["rows"]):
+        header = ("row, over 1 ms", "gain of all threads", "wanted", "best peer's gain")
+        lines += ["### Threads", "", *_table(header, gains), ""]
     if missing := _missing(data["rows"]):
         lines += ["### Not available in this run", "", *missing]
     lines += ["### Every row", ""]
@@ -164,45 +180,62 @@ def section(data: dict[str, Any], version: str, image: str) -> list[str]:
 def render(paths: Sequence[Path]) -> str:
     """Return the text of the page for these result files."""
     lines = [METHOD]
+    loaded = [result.load(path) for path in paths]
     if not paths:
         lines.append("No result file is committed yet.\n")
-    for path in paths:
-        data = result.load(path)
+    else:
+        lines += ["## At a glance", "", GLANCE, "", *_glance(loaded), ""]
+    for path, data in zip(paths, loaded, strict=True):
         image = f"images/{path.parent.name}--{path.stem}.png"
         lines += section(data, path.parent.name, image)
-    if not any(result.load(path)["device"] == "cuda" for path in paths):
+    if not any(data["device"] == "cuda" for data in loaded):
         lines += [
             "## CUDA",
             "",
-            "The same rows run with `--device cuda`; not yet run on a GPU.",
+            "The CUDA kernels are compiled and reviewed, not yet run on a GPU. The same rows, and "
+            "those of the suite `gpu`, run with `--device cuda`; `scripts/gpu_check.sh` does it.",
             "",
         ]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _glance(loaded: Sequence[dict[str, Any]], threads: int | None = None) -> list[str]:
+    """Lines of the table of ops, for all devices and thread counts or one count on the CPU."""
+    cells = []
+    for data in loaded:
+        for line in families(data["rows"]):
+            if threads is not None and (data["device"] != "cpu" or line["threads"] != threads):
+                continue
+            place = "GPU" if data["device"] == "cuda" else f"{line['threads']}"
+            cells.append(
+                [
+                    f"`{line['op']}`",
+                    *([] if threads else [place]),
+                    f"{line['mean']:.2g}x",
+                    f"{line['worst']:.2g}x (`{line['worst_row']}`)",
+                    str(line["rows"]),
+                    f"{line['met']} of {line['targets']}" if line["targets"] else "-",
+                ]
+            )
+    header = ["op", *([] if threads else ["threads"]), "best peer, geometric mean"]
+    return _table([*header, "worst row", "rows", "targets met"], cells) if cells else []
+
+
 def readme(paths: Sequence[Path]) -> str:
-    """Return README.md with its table of one-thread CPU targets filled in."""
-    cells, where = [], ""
-    for path in paths:
-        data = result.load(path)
-        if data["device"] != "cpu" or data["suite"] != "ops":
-            continue
-        where = f"{data['provenance']['cpu']}, {data['provenance']['patchword'].get('cpu_level')}"
-        for row in data["rows"]:
-            for target in row["targets"]:
-                if row["threads"] == 1 and target["reached"] is not None:
-                    peer = " / ".join(target["against"]) or f"best peer ({target['best_peer']})"
-                    cells.append(
-                        [
-                            f"{row['title']}, {row['shape']}, {row['dtype']}",
-                            f"{target['reached']:.1f}x {peer}",
-                            f"{target['ratio']:g}x" + ("" if target["met"] else ", **missed**"),
-                        ]
-                    )
-    table = _table(("row, one thread", "measured", "target"), cells) if cells else []
+    """Return README.md with its table of ops at one CPU thread filled in."""
+    loaded = [data for data in map(result.load, paths) if data["device"] == "cpu"]
+    table = _glance(loaded, threads=1)
+    where = {
+        f"{data['provenance']['cpu']}, {data['provenance']['patchword'].get('cpu_level')}"
+        for data in loaded
+    }
     note = (
-        [f"Measured on {where}; above 1 ours is faster. [More](docs/benchmarks.md).", ""]
-        if cells
+        [
+            f"One thread of {' / '.join(sorted(where))}: time of the fastest peer of each row over "
+            "ours; above 1 ours is faster.",
+            "",
+        ]
+        if table
         else []
     )
     text = README.read_text(encoding="utf-8")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,46 @@ def test_dispatcher_is_skipped_only_for_plain_tensors():
     seen = []
     torch.func.vmap(lambda t: seen.append(_library.plain_eager(t)) or t)(plain)
     assert seen == [False]
+
+
+def test_scratch_is_kept_for_each_thread_while_it_is_small():
+    plain, given = torch.zeros(1), []
+
+    def entry(wanted: int, where: tuple[int, ...], *rest: str) -> int:
+        *_, address, size = where
+        given.append((address, size, rest))
+        return 0 if size >= wanted else wanted
+
+    def sizes(wanted: int) -> list[int]:
+        given.clear()
+        _library.launch(partial(entry, wanted), plain, "rest")
+        assert {rest for _, _, rest in given} == {("rest",)}
+        assert all((address != 0) == (size != 0) for address, size, _ in given)
+        return [size for _, size, _ in given]
+
+    def run() -> list[list[int]]:
+        return [sizes(wanted) for wanted in (0, 1000, 500, 2000, 1 << 23, 1500)]
+
+    expected = [[0], [0, 1000], [1000], [1000, 2000], [2000, 1 << 23], [2000]]
+    with ThreadPoolExecutor(1) as fresh:  # this thread may hold more from another test
+        assert fresh.submit(run).result() == expected
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(run).result() == expected
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert sizes(100) == sizes(100) == [0, 100]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_native
+def test_kernels_on_the_gpu_get_scratch_of_their_own(simt):
+    given = []
+
+    def entry(where: tuple[int, ...]) -> int:
+        given.append(where[3:])
+        return 0 if where[4] >= 64 else 64
+
+    for _ in range(2):
+        _library.launch(entry, torch.zeros(1))
+    assert [size for _, size in given] == [0, 64, 0, 64]

@@ -250,7 +250,7 @@ def _dual() -> Row:
         title="Ordinary and value-value attention together",
         gate=dual_gate,
         ours=dual,
-        peers=(Peer("torch SDPA, two calls", peers.dual, devices=BOTH),),
+        peers=(Peer("torch SDPA, two calls", peers.split_dual, devices=BOTH),),
         targets=(Target((), 2.0),),
     )
 

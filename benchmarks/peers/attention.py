@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's own attention: plain, backward, and over the joined tokens of a pair under a mask."""
+"""torch's own attention: plain, backward, of a pair joined under a mask, dual and ragged."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -59,20 +61,35 @@ def sdpa(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
     return F.scaled_dot_product_attention, views(inputs["packed0"])
 
 
-def _with_backend(backend: Any, *tensors: Tensor) -> Tensor:
+def _with_backend(backend: Any, function: Callable[..., Any], *tensors: Any) -> Any:
     with torch.nn.attention.sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(*tensors)
+        return function(*tensors)
+
+
+def with_backend(backend: str, build: Callable[[Inputs], Run], inputs: Inputs) -> Run:
+    """Return the call of ``build`` confined to one of torch's backends, or say why it refuses."""
+    chosen = torch.nn.attention.SDPBackend.__members__[backend]
+    try:
+        with torch.nn.attention.sdpa_kernel(chosen):
+            run = build(inputs)
+        confined = partial(_with_backend, chosen, run)
+        with warnings.catch_warnings(record=True) as said:  # torch gives its reasons as warnings
+            warnings.simplefilter("always")
+            confined()
+    except RuntimeError as error:
+        reasons = [str(warning.message).split(" (Triggered")[0] for warning in said]
+        reason = next((r for r in reasons if "not used because" not in r), str(error))
+        raise NotAvailable(f"torch's {backend} refuses: {reason.splitlines()[0]}") from error
+    return confined
 
 
 def forced(inputs: Inputs, *, backend: str) -> Run:
     """Scaled dot-product attention with one of torch's backends, or its refusal."""
-    chosen = torch.nn.attention.SDPBackend.__members__[backend]
-    run = partial(_with_backend, chosen, *views(inputs["packed0"]))
-    try:
-        run()
-    except RuntimeError as error:
-        raise NotAvailable(f"torch's {backend} refuses: {str(error).splitlines()[0]}") from error
-    return run
+    return with_backend(backend, _plain, inputs)
+
+
+def _plain(inputs: Inputs) -> Run:
+    return partial(F.scaled_dot_product_attention, *views(inputs["packed0"]))
 
 
 def sdpa_backward(inputs: Inputs) -> Run:
@@ -104,10 +121,56 @@ def split_pair(inputs: Inputs) -> Run:
     return partial(_two, first, second)
 
 
-def dual(inputs: Inputs) -> Run:
-    """Ordinary and value-value attention as two calls of torch's attention."""
-    q, k, v = views(inputs["packed0"])
-    return partial(_two, (q, k, v), (v, v, v))
+def joined_call(inputs: Inputs) -> Run:
+    """The pair as one sequence under a block mask, ready to be called."""
+    function, arguments = joined_pair(inputs)
+    return partial(function, *arguments)
+
+
+def _dual(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    attend = F.scaled_dot_product_attention
+    return attend(q, k, v), attend(v, v, v)
+
+
+def split_dual(inputs: Inputs) -> Run:
+    """The ordinary and the value-value path as two calls of torch's attention."""
+    return partial(_dual, *views(inputs["packed0"]))
+
+
+def _padded(streams: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(F.scaled_dot_product_attention(q, k, v, attn_mask=m) for q, k, v, m in streams)
+
+
+def padded_sides(inputs: Inputs) -> Run:
+    """Two ragged sides attending to each other, padded to the longest set, under key masks."""
+    sides = [[pad_sets(t, inputs[o]) for t in inputs[s]] for s, o in SIDES]
+    masks = [pad_mask(inputs[o]) for _, o in SIDES]
+    (q0, k0, v0), (q1, k1, v1) = sides
+    return partial(_padded, [(q0, k1, v1, masks[1]), (q1, k0, v0, masks[0])])
+
+
+SIDES = (("side0", "offsets0"), ("side1", "offsets1"))
+
+
+def pad_sets(packed: Tensor, offsets: Tensor) -> Tensor:
+    """Return packed rows ``[T, H, d]`` as sets ``[B, H, longest, d]``, zero where they end."""
+    sets = [packed[a:b] for a, b in itertools.pairwise(offsets.tolist())]
+    return torch.nn.utils.rnn.pad_sequence(sets, batch_first=True).transpose(1, 2).contiguous()
+
+
+def pad_mask(offsets: Tensor) -> Tensor:
+    """Return ``[B, 1, 1, longest]``, True where a padded set has a row."""
+    lengths = offsets.diff()
+    places = torch.arange(int(lengths.max()), device=offsets.device)
+    return (places < lengths[:, None])[:, None, None]
+
+
+def flex_plain(inputs: Inputs) -> Run:
+    """FlexAttention of one set, compiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q, k, v = (t.contiguous() for t in views(inputs["packed0"]))
+    return partial(torch.compile(flex_attention, dynamic=False), q, k, v)
 
 
 def subset(inputs: Inputs) -> tuple[Function, tuple[Any, ...]]:
@@ -147,4 +210,4 @@ def flex_pair(inputs: Inputs) -> Run:
 
     mask = create_block_mask(visible, None, None, total, total, device=str(first.device))
     q, k, v = (t.contiguous() for t in views(torch.cat([first, second], 1)))
-    return partial(torch.compile(flex_attention), q, k, v, block_mask=mask)
+    return partial(torch.compile(flex_attention, dynamic=False), q, k, v, block_mask=mask)

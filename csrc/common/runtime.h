@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "csrc/common/arguments.h"
 #include "kernels/common/types.h"
 
 namespace patchword::bindings {
@@ -42,6 +43,17 @@ class MaybeUnlock {
  private:
   PyThreadState* state_ = nullptr;
 };
+
+// Runs `work`, a kernel of the CPU level in force, and raises what it answers.
+template <typename Work>
+void run_on_cpu(const char* function, double expected_ns, const Work& work) {
+  Status status;
+  {
+    MaybeUnlock unlock(expected_ns);
+    status = work();
+  }
+  raise_unless_ok(status, function);
+}
 
 void bind_runtime(pybind11::module_& module);
 

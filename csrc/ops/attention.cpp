@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/attention/attention.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "csrc/common/runtime.h"
 
 namespace py = pybind11;
@@ -105,6 +108,18 @@ int64_t cuda_workspace(const char* name, const Params& params) {
   return reinterpret_cast<int64_t (*)(const Params*)>(cuda_symbol(name))(&params);
 }
 
+// The wgmma kernel runs for who asks for it until a GPU has measured it: 1 where it can, must
+// always.
+const char* cuda_forward_entry(const AttentionParams& p) {
+  const char* setting = std::getenv("PATCHWORD_ATTENTION_WGMMA");
+  const std::string_view asked = setting == nullptr ? "0" : setting;
+  using Takes = int (*)(const AttentionParams*);
+  const bool chosen =
+      asked == "must" ||
+      (asked == "1" && reinterpret_cast<Takes>(cuda_symbol("pw_cuda_attention_wgmma_takes"))(&p));
+  return chosen ? "pw_cuda_attention_wgmma" : "pw_cuda_attention";
+}
+
 // Returns 0 when the work is done, else the bytes of workspace to come back with.
 int64_t forward(int device, uintptr_t stream, int threads, uintptr_t workspace,
                 int64_t workspace_bytes, int dtype, int64_t batch, int64_t heads, int64_t dim,
@@ -115,7 +130,7 @@ int64_t forward(int device, uintptr_t stream, int threads, uintptr_t workspace,
                                          : attention_table().forward_workspace(p, threads);
   if (needed > workspace_bytes) return needed;
   if (device == kCuda) {
-    call_cuda("pw_cuda_attention", &p, stream);
+    call_cuda(cuda_forward_entry(p), &p, stream);
     return 0;
   }
   Status status;

@@ -3,53 +3,78 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <optional>
 
 #include "csrc/common/runtime.h"
 #include "kernels/correspondence/match_cuda_plan.h"
 #include "kernels/correspondence/mutual_tail.h"
+#include "kernels/correspondence/return_trip.h"
 
 namespace py = pybind11;
 
 namespace patchword::bindings {
 namespace {
 
-using Sizes = std::array<int64_t, 4>;           // P, N, M, D
-using Strides = std::array<int64_t, 3>;         // pair, row, column
-using MaskStrides = std::array<int64_t, 2>;     // pair, row
-using SidePointers = std::array<uintptr_t, 4>;  // descriptors, lengths, valid, bias; 0: absent
-using OutPointers = std::array<uintptr_t, 3>;   // indices, scores, second; 0: not wanted
+using Sizes = Integers<3>;         // P, N, M
+using OutPointers = Addresses<3>;  // indices, scores, second; 0: not wanted
 
-MatchSide make_side(const SidePointers& pointers, int64_t count, const Strides& stride,
-                    const MaskStrides& valid_stride) {
-  MatchSide side{};
-  side.descriptors = pointer<const void>(pointers[0]);
-  side.lengths = pointer<const int64_t>(pointers[1]);
-  side.valid = pointer<const uint8_t>(pointers[2]);
-  side.bias = pointer<const float>(pointers[3]);
-  side.count = count;
-  for (int i = 0; i < 3; ++i) side.stride[i] = stride[i];
-  for (int i = 0; i < 2; ++i) side.valid_stride[i] = valid_stride[i];
-  return side;
+// Numbers of a tuple, right-aligned: what a tensor without a batch lacks stays as it was.
+template <int kCount>
+void read_tail(PyObject* tuple, int64_t (&target)[kCount]) {
+  const Py_ssize_t given = PyTuple_Check(tuple) ? PyTuple_GET_SIZE(tuple) : 0;
+  if (given > kCount || !read_numbers(tuple, target + kCount - given, given)) {
+    throw py::value_error("correspondence: shapes and strides must be tuples of numbers");
+  }
 }
 
-MatchParams make_params(const Sizes& sizes, int dtype, int metric, float scale,
-                        const SidePointers& side0, const Strides& stride0,
-                        const MaskStrides& valid_stride0, const SidePointers& side1,
-                        const Strides& stride1, const MaskStrides& valid_stride1,
-                        uintptr_t workspace) {
+// One set as native.py describes it: address, shape and strides of the descriptors [P, N, D] or
+// [N, D]; addresses of lengths, mask and biases, 0 for none; strides of the mask.
+struct Side {
+  MatchSide side{};
+  int64_t shape[3] = {1, 0, 0};
+
+  explicit Side(const py::tuple& parts) {
+    PyObject* tuple = parts.ptr();
+    uintptr_t address[3];
+    if (PyTuple_GET_SIZE(tuple) < 7) throw py::value_error("correspondence: a side has 7 parts");
+    const uintptr_t descriptors = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(tuple, 0));
+    read_tail(PyTuple_GET_ITEM(tuple, 1), shape);
+    read_tail(PyTuple_GET_ITEM(tuple, 2), side.stride);
+    for (int i = 0; i < 3; ++i) {
+      address[i] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(tuple, 3 + i));
+    }
+    read_tail(PyTuple_GET_ITEM(tuple, 6), side.valid_stride);
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    side.descriptors = pointer<const void>(descriptors);
+    side.lengths = pointer<const int64_t>(address[0]);
+    side.valid = pointer<const uint8_t>(address[1]);
+    side.bias = pointer<const float>(address[2]);
+    side.count = shape[1];
+  }
+};
+
+MatchParams make_params(int dtype, int metric, float scale, const py::tuple& side0,
+                        const py::tuple& side1) {
+  const Side first(side0), second(side1);
   MatchParams p{};
-  p.side0 = make_side(side0, sizes[1], stride0, valid_stride0);
-  p.side1 = make_side(side1, sizes[2], stride1, valid_stride1);
+  p.side0 = first.side;
+  p.side1 = second.side;
   p.dtype = static_cast<DType>(dtype);
   p.metric = static_cast<MatchMetric>(metric);
-  p.pairs = sizes[0];
-  p.dim = sizes[3];
+  p.pairs = first.shape[0];
+  p.dim = first.shape[2];
   p.scale = scale;
   p.k = 1;
-  p.workspace = pointer<void>(workspace);
   return p;
+}
+
+void set_outputs(MatchParams& p, const OutPointers& out0, const OutPointers& out1) {
+  p.indices0 = pointer<int64_t>(out0[0]);
+  p.scores0 = pointer<float>(out0[1]);
+  p.second0 = pointer<float>(out0[2]);
+  p.indices1 = pointer<int64_t>(out1[0]);
+  p.scores1 = pointer<float>(out1[1]);
+  p.second1 = pointer<float>(out1[2]);
 }
 
 double expected_ns(const MatchParams& p) {
@@ -57,51 +82,51 @@ double expected_ns(const MatchParams& p) {
          static_cast<double>(p.side1.count) * static_cast<double>(p.dim + 1) / 40.0;
 }
 
-void best(int device, uintptr_t stream, int threads, const Sizes& sizes, int dtype, int metric,
-          float scale, const SidePointers& side0, const Strides& stride0,
-          const MaskStrides& valid_stride0, const SidePointers& side1, const Strides& stride1,
-          const MaskStrides& valid_stride1, uintptr_t workspace, const OutPointers& out0,
-          const OutPointers& out1, int64_t k) {
-  MatchParams p = make_params(sizes, dtype, metric, scale, side0, stride0, valid_stride0, side1,
-                              stride1, valid_stride1, workspace);
-  p.indices0 = pointer<int64_t>(out0[0]);
-  p.scores0 = pointer<float>(out0[1]);
-  p.second0 = pointer<float>(out0[2]);
-  p.indices1 = pointer<int64_t>(out1[0]);
-  p.scores1 = pointer<float>(out1[1]);
-  p.second1 = pointer<float>(out1[2]);
-  p.k = k;
-  if (device == kCuda) {
-    call_cuda("pw_cuda_match_best", &p, stream);
-    return;
+// Whether the scratch memory suffices; then it is given to the call.
+bool has_workspace(MatchParams& p, const Launch& on, bool sums, int64_t& needed) {
+  if (on.device == kCuda) {
+    const bool split = p.dtype == DType::kFloat32;
+    needed = match_cuda_plan(p.pairs, p.side0.count, p.side1.count, p.dim, split, sums).bytes;
+  } else {
+    needed = match_table().workspace(p, on.threads);
   }
-  Status status;
-  {
-    MaybeUnlock unlock(expected_ns(p));
-    status = match_table().best(p, threads);
-  }
-  raise_unless_ok(status, "match_best");
+  p.workspace = pointer<void>(on.scratch);
+  return needed <= on.scratch_bytes;
 }
 
-void logsumexp(int device, uintptr_t stream, int threads, const Sizes& sizes, int dtype, int metric,
-               float scale, const SidePointers& side0, const Strides& stride0,
-               const MaskStrides& valid_stride0, const SidePointers& side1, const Strides& stride1,
-               const MaskStrides& valid_stride1, uintptr_t workspace, uintptr_t out0,
-               uintptr_t out1) {
-  MatchParams p = make_params(sizes, dtype, metric, scale, side0, stride0, valid_stride0, side1,
-                              stride1, valid_stride1, workspace);
+int64_t run_best(const Launch& on, MatchParams& p) {
+  int64_t needed = 0;
+  if (!has_workspace(p, on, false, needed)) return needed;
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_match_best", &p, on.stream);
+    return 0;
+  }
+  run_on_cpu("match_best", expected_ns(p), [&] { return match_table().best(p, on.threads); });
+  return 0;
+}
+
+int64_t best(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
+             const py::tuple& side1, const OutPointers& out0, const OutPointers& out1, int64_t k) {
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
+  set_outputs(p, out0, out1);
+  p.k = k;
+  return run_best(on, p);
+}
+
+int64_t logsumexp(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
+                  const py::tuple& side1, uintptr_t out0, uintptr_t out1) {
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
   p.logsumexp0 = pointer<float>(out0);
   p.logsumexp1 = pointer<float>(out1);
-  if (device == kCuda) {
-    call_cuda("pw_cuda_match_logsumexp", &p, stream);
-    return;
+  int64_t needed = 0;
+  if (!has_workspace(p, on, true, needed)) return needed;
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_match_logsumexp", &p, on.stream);
+    return 0;
   }
-  Status status;
-  {
-    MaybeUnlock unlock(expected_ns(p));
-    status = match_table().logsumexp(p, threads);
-  }
-  raise_unless_ok(status, "match_logsumexp");
+  run_on_cpu("match_logsumexp", expected_ns(p),
+             [&] { return match_table().logsumexp(p, on.threads); });
+  return 0;
 }
 
 MutualSide make_mutual_side(const OutPointers& pointers, int64_t count) {
@@ -109,8 +134,10 @@ MutualSide make_mutual_side(const OutPointers& pointers, int64_t count) {
           pointer<const float>(pointers[2]), count};
 }
 
-void mutual(const Sizes& sizes, int metric, const OutPointers& side0, const OutPointers& side1,
-            std::optional<double> threshold, std::optional<double> ratio, bool allow_single) {
+// CPU only: matches in place of the best candidates of both sides.
+void mutual_in_place(const Sizes& sizes, int metric, const OutPointers& side0,
+                     const OutPointers& side1, std::optional<double> threshold,
+                     std::optional<double> ratio, bool allow_single) {
   MutualParams p{};
   p.side0 = make_mutual_side(side0, sizes[1]);
   p.side1 = make_mutual_side(side1, sizes[2]);
@@ -126,19 +153,38 @@ void mutual(const Sizes& sizes, int metric, const OutPointers& side0, const OutP
   mutual_tail(p);
 }
 
-int64_t workspace(int threads, const Sizes& sizes, int64_t k) {
-  MatchParams p{};
-  p.pairs = sizes[0];
-  p.side0.count = sizes[1];
-  p.side1.count = sizes[2];
-  p.dim = sizes[3];
-  p.k = k;
-  return match_table().workspace(p, threads);
+// CPU only: the best candidates of both sides and what is mutual of them, in one call.
+int64_t mutual(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
+               const py::tuple& side1, const OutPointers& out0, const OutPointers& out1,
+               std::optional<double> threshold, std::optional<double> ratio, bool allow_single) {
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
+  set_outputs(p, out0, out1);
+  if (const int64_t needed = run_best(on, p); needed != 0) return needed;
+  const Sizes sizes{{p.pairs, p.side0.count, p.side1.count}};
+  mutual_in_place(sizes, metric, out0, out1, threshold, ratio, allow_single);
+  return 0;
 }
 
-int64_t cuda_workspace(const Sizes& sizes, int dtype, bool sums) {
-  const bool split = static_cast<DType>(dtype) == DType::kFloat32;
-  return match_cuda_plan(sizes[0], sizes[1], sizes[2], sizes[3], split, sums).bytes;
+// CPU only: the best candidates of both sides, and where set 0 comes back to through them. `trip`
+// holds the addresses of the ends, the points and the distances; 0 for no points.
+int64_t cycle(const Launch& on, int dtype, int metric, float scale, const py::tuple& side0,
+              const py::tuple& side1, const OutPointers& out0, const OutPointers& out1,
+              const Addresses<3>& trip, const py::tuple& point_stride) {
+  MatchParams p = make_params(dtype, metric, scale, side0, side1);
+  set_outputs(p, out0, out1);
+  if (const int64_t needed = run_best(on, p); needed != 0) return needed;
+  ReturnTripParams q{};
+  q.there = p.indices0;
+  q.back = p.indices1;
+  q.pairs = p.pairs;
+  q.count0 = p.side0.count;
+  q.count1 = p.side1.count;
+  q.ends = pointer<int64_t>(trip[0]);
+  q.points = pointer<const float>(trip[1]);
+  q.distance = pointer<float>(trip[2]);
+  read_tail(point_stride.ptr(), q.point_stride);
+  return_trip(q);
+  return 0;
 }
 
 }  // namespace
@@ -146,9 +192,9 @@ int64_t cuda_workspace(const Sizes& sizes, int dtype, bool sums) {
 void bind_correspondence(py::module_& module) {
   module.def("match_best", &best);
   module.def("match_logsumexp", &logsumexp);
-  module.def("match_mutual_tail", &mutual);
-  module.def("match_workspace", &workspace);
-  module.def("match_cuda_workspace", &cuda_workspace);
+  module.def("match_mutual", &mutual);
+  module.def("match_cycle", &cycle);
+  module.def("match_mutual_tail", &mutual_in_place);
 }
 
 }  // namespace patchword::bindings

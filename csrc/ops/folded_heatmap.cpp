@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/folded_heatmap/folded_heatmap.h"
 
-#include <pybind11/stl.h>
-
-#include <array>
-
 #include "csrc/common/runtime.h"
 
 namespace py = pybind11;
@@ -12,39 +8,31 @@ namespace py = pybind11;
 namespace patchword::bindings {
 namespace {
 
-// Both functions return 0 when the work is done, else the bytes of workspace to come back with.
-
-int64_t fold(int device, uintptr_t stream, int threads, uintptr_t text, uintptr_t projection,
-             uintptr_t folded, uintptr_t scratch, int64_t scratch_bytes,
-             const std::array<int64_t, 4>& sizes, int64_t projection_stride) {
+int64_t fold(const Launch& on, uintptr_t text, uintptr_t projection, uintptr_t folded,
+             const Integers<4>& sizes, int64_t projection_stride) {
   FoldUnitsParams p{};
   p.text = pointer<const float>(text);
   p.projection = pointer<const float>(projection);
   p.folded = pointer<float>(folded);
-  p.workspace = pointer<void>(scratch);
+  p.workspace = pointer<void>(on.scratch);
   p.projection_stride = projection_stride;
   p.texts = sizes[0];
   p.units = sizes[1];
   p.channels = sizes[2];
   p.top = sizes[3];
-  const int64_t needed = fold_units_workspace(p, threads);
-  if (needed > scratch_bytes) return needed;
-  if (device == kCuda) {
-    call_cuda("pw_cuda_fold_units", &p, stream);
+  const int64_t needed = fold_units_workspace(p, on.threads);
+  if (needed > on.scratch_bytes) return needed;
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_fold_units", &p, on.stream);
     return 0;
   }
-  Status status;
-  {
-    MaybeUnlock unlock(static_cast<double>(p.texts * p.top) * static_cast<double>(p.channels));
-    status = folded_heatmap_table().fold(p, threads);
-  }
-  raise_unless_ok(status, "fold_units");
+  run_on_cpu("fold_units", static_cast<double>(p.texts * p.top) * static_cast<double>(p.channels),
+             [&] { return folded_heatmap_table().fold(p, on.threads); });
   return 0;
 }
 
-int64_t heat(int device, uintptr_t stream, int threads, const std::array<uintptr_t, 6>& addresses,
-             int64_t scratch_bytes, const std::array<int64_t, 5>& sizes,
-             const std::array<int64_t, 4>& strides, int dtype, float threshold, bool from_minimum,
+int64_t heat(const Launch& on, const Addresses<5>& addresses, const Integers<5>& sizes,
+             const Integers<4>& strides, int dtype, float threshold, bool from_minimum,
              bool columns_first) {
   FoldedHeatmapParams p{};
   p.maps = pointer<const void>(addresses[0]);
@@ -52,7 +40,7 @@ int64_t heat(int device, uintptr_t stream, int threads, const std::array<uintptr
   p.heat = pointer<float>(addresses[2]);
   p.location = pointer<int64_t>(addresses[3]);
   p.mask = pointer<uint8_t>(addresses[4]);
-  p.workspace = pointer<void>(addresses[5]);
+  p.workspace = pointer<void>(on.scratch);
   p.dtype = static_cast<DType>(dtype);
   p.batch = sizes[0];
   p.channels = sizes[1];
@@ -64,19 +52,16 @@ int64_t heat(int device, uintptr_t stream, int threads, const std::array<uintptr
   p.threshold = threshold;
   p.from_minimum = from_minimum ? 1 : 0;
   p.columns_first = columns_first ? 1 : 0;
-  if (device == kCuda) {
-    call_cuda("pw_cuda_folded_heatmap", &p, stream);
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_folded_heatmap", &p, on.stream);
     return 0;
   }
-  const int64_t needed = folded_heatmap_workspace(p, threads);
-  if (needed > scratch_bytes) return needed;
-  Status status;
-  {
-    MaybeUnlock unlock(static_cast<double>(p.batch * p.texts) *
-                       static_cast<double>(p.height * p.width) * static_cast<double>(p.channels));
-    status = folded_heatmap_table().heat(p, threads);
-  }
-  raise_unless_ok(status, "folded_heatmap");
+  const int64_t needed = folded_heatmap_workspace(p, on.threads);
+  if (needed > on.scratch_bytes) return needed;
+  const double products = static_cast<double>(p.batch * p.texts) *
+                          static_cast<double>(p.height * p.width) * static_cast<double>(p.channels);
+  run_on_cpu("folded_heatmap", products,
+             [&] { return folded_heatmap_table().heat(p, on.threads); });
   return 0;
 }
 

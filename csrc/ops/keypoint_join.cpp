@@ -8,51 +8,67 @@ namespace py = pybind11;
 namespace patchword::bindings {
 namespace {
 
-KeypointJoinParams make_params(uintptr_t ids, uintptr_t offsets, uintptr_t pairs, int64_t total,
-                               int64_t images, int64_t pair_count) {
+using Inputs = Addresses<3>;  // ids, offsets, pairs
+using Sizes = Integers<3>;    // T, I, P
+
+KeypointJoinParams make_params(const Inputs& inputs, const Sizes& sizes) {
   KeypointJoinParams p{};
-  p.ids = pointer<const int64_t>(ids);
-  p.offsets = pointer<const int64_t>(offsets);
-  p.pairs = pointer<const int64_t>(pairs);
-  p.total = total;
-  p.images = images;
-  p.pair_count = pair_count;
+  p.ids = pointer<const int64_t>(inputs[0]);
+  p.offsets = pointer<const int64_t>(inputs[1]);
+  p.pairs = pointer<const int64_t>(inputs[2]);
+  p.total = sizes[0];
+  p.images = sizes[1];
+  p.pair_count = sizes[2];
   return p;
 }
 
-void count(int device, uintptr_t stream, int threads, uintptr_t ids, uintptr_t offsets,
-           uintptr_t pairs, int64_t total, int64_t images, int64_t pair_count, uintptr_t counts,
-           uintptr_t flags) {
-  KeypointJoinCountParams q{};
-  q.join = make_params(ids, offsets, pairs, total, images, pair_count);
-  q.counts = pointer<int64_t>(counts);
-  q.flags = pointer<uint8_t>(flags);
-  if (device == kCuda) return call_cuda("pw_cuda_keypoint_join_count", &q, stream);
-  Status status;
-  {
-    MaybeUnlock unlock(static_cast<double>(total + 100 * pair_count));
-    status = keypoint_join_table().count(q, threads);
-  }
-  raise_unless_ok(status, "keypoint_join");
+double expected_ns(const KeypointJoinParams& p) {
+  return static_cast<double>(p.total + 100 * p.pair_count);
 }
 
-void fill(int device, uintptr_t stream, int threads, uintptr_t ids, uintptr_t offsets,
-          uintptr_t pairs, int64_t total, int64_t images, int64_t pair_count, uintptr_t flags,
-          uintptr_t starts, uintptr_t rows0, uintptr_t rows1, int64_t capacity) {
+// Writes the number of matches of every part behind starts[0], and the flags. On the CPU the
+// numbers become their sums from the front and the flags two arrays of bool too, [I] each, which
+// CUDA leaves to the caller.
+int64_t count(const Launch& on, const Inputs& inputs, const Sizes& sizes, uintptr_t starts,
+              uintptr_t flags, uintptr_t duplicates, uintptr_t unsorted) {
+  KeypointJoinCountParams q{};
+  q.join = make_params(inputs, sizes);
+  int64_t* sums = pointer<int64_t>(starts);
+  q.counts = sums + 1;
+  q.flags = pointer<uint8_t>(flags);
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_keypoint_join_count", &q, on.stream);
+    return 0;
+  }
+  run_on_cpu("keypoint_join", expected_ns(q.join), [&] {
+    const Status status = keypoint_join_table().count(q, on.threads);
+    sums[0] = 0;
+    for (int64_t i = 0; i < kJoinParts * q.join.pair_count; ++i) sums[i + 1] += sums[i];
+    for (int64_t i = 0; i < q.join.images; ++i) {
+      pointer<bool>(duplicates)[i] = (q.flags[i] & kJoinDuplicates) != 0;
+      pointer<bool>(unsorted)[i] = (q.flags[i] & kJoinUnsorted) != 0;
+    }
+    return status;
+  });
+  return 0;
+}
+
+int64_t fill(const Launch& on, const Inputs& inputs, const Sizes& sizes, uintptr_t flags,
+             uintptr_t starts, uintptr_t rows0, uintptr_t rows1, int64_t capacity) {
   KeypointJoinFillParams q{};
-  q.join = make_params(ids, offsets, pairs, total, images, pair_count);
+  q.join = make_params(inputs, sizes);
   q.flags = pointer<const uint8_t>(flags);
   q.starts = pointer<const int64_t>(starts);
   q.rows0 = pointer<int64_t>(rows0);
   q.rows1 = pointer<int64_t>(rows1);
   q.capacity = capacity;
-  if (device == kCuda) return call_cuda("pw_cuda_keypoint_join_fill", &q, stream);
-  Status status;
-  {
-    MaybeUnlock unlock(static_cast<double>(total + 100 * pair_count));
-    status = keypoint_join_table().fill(q, threads);
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_keypoint_join_fill", &q, on.stream);
+    return 0;
   }
-  raise_unless_ok(status, "keypoint_join");
+  run_on_cpu("keypoint_join", expected_ns(q.join),
+             [&] { return keypoint_join_table().fill(q, on.threads); });
+  return 0;
 }
 
 }  // namespace

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/patch_similarity/patch_similarity.h"
 
-#include <pybind11/stl.h>
-
-#include <array>
-
 #include "csrc/common/runtime.h"
 
 namespace py = pybind11;
@@ -13,15 +9,15 @@ namespace patchword::bindings {
 namespace {
 
 // patches, queries, packed, scale, bias, class_mask, group_order, group_offsets
-using Inputs = std::array<uintptr_t, 8>;
+using Inputs = Addresses<8>;
 // logits, softmax, sigmoid, topk_values, topk_indices, argmax, confidence, logsumexp, minimum,
 // maximum
-using Outputs = std::array<uintptr_t, 10>;
+using Outputs = Addresses<10>;
 // dtype, query dtype, cosine, shared queries, mean of groups, channels last, top_k, background
-using Options = std::array<int, 8>;
-using Numbers = std::array<float, 4>;    // scale, bias, background, eps
-using Sizes = std::array<int64_t, 5>;    // B, N, D, C, G
-using Strides = std::array<int64_t, 7>;  // patches b n d, queries b c d, mask b
+using Options = Integers<8>;
+using Numbers = Reals<4>;     // scale, bias, background, eps
+using Sizes = Integers<5>;    // B, N, D, C, G
+using Strides = Integers<7>;  // patches b n d, queries b c d, mask b
 
 PatchSimilarityParams make_params(const Inputs& inputs, const Options& options,
                                   const Numbers& numbers, const Sizes& sizes,
@@ -37,23 +33,23 @@ PatchSimilarityParams make_params(const Inputs& inputs, const Options& options,
   p.group_offsets = pointer<const int64_t>(inputs[7]);
   p.dtype = static_cast<DType>(options[0]);
   p.query_dtype = static_cast<DType>(options[1]);
-  p.cosine = options[2];
-  p.shared_queries = options[3];
-  p.group_mean = options[4];
-  p.channels_last = options[5];
+  p.cosine = static_cast<int32_t>(options[2]);
+  p.shared_queries = static_cast<int32_t>(options[3]);
+  p.group_mean = static_cast<int32_t>(options[4]);
+  p.channels_last = static_cast<int32_t>(options[5]);
   p.top_k = options[6];
-  p.has_background = options[7];
-  p.scale_value = numbers[0];
-  p.bias_value = numbers[1];
-  p.background = numbers[2];
-  p.eps = numbers[3];
+  p.has_background = static_cast<int32_t>(options[7]);
+  p.scale_value = static_cast<float>(numbers[0]);
+  p.bias_value = static_cast<float>(numbers[1]);
+  p.background = static_cast<float>(numbers[2]);
+  p.eps = static_cast<float>(numbers[3]);
   p.batch = sizes[0];
   p.num_patches = sizes[1];
   p.dim = sizes[2];
   p.num_queries = sizes[3];
   p.num_classes = sizes[4];
-  for (int i = 0; i < 3; ++i) p.patches_stride[i] = strides[static_cast<size_t>(i)];
-  for (int i = 0; i < 3; ++i) p.queries_stride[i] = strides[static_cast<size_t>(3 + i)];
+  for (int i = 0; i < 3; ++i) p.patches_stride[i] = strides[i];
+  for (int i = 0; i < 3; ++i) p.queries_stride[i] = strides[3 + i];
   p.mask_stride = strides[6];
   return p;
 }
@@ -71,32 +67,25 @@ void set_outputs(PatchSimilarityParams& p, const Outputs& outputs) {
   p.maximum = pointer<float>(outputs[9]);
 }
 
-// Returns 0 when it ran, else the bytes of workspace that it needs: one call instead of two when
-// the caller still has a workspace of an earlier call.
-int64_t forward(int device, uintptr_t stream, int threads, const Inputs& inputs,
-                const Outputs& outputs, uintptr_t workspace, int64_t workspace_bytes,
+int64_t forward(const Launch& on, const Inputs& inputs, const Outputs& outputs,
                 const Options& options, const Numbers& numbers, const Sizes& sizes,
                 const Strides& strides) {
   PatchSimilarityParams p = make_params(inputs, options, numbers, sizes, strides);
   set_outputs(p, outputs);
-  p.workspace = pointer<void>(workspace);
-  if (device == kCuda) {
+  p.workspace = pointer<void>(on.scratch);
+  if (on.device == kCuda) {
     const int64_t prompts = p.batch * p.num_patches * p.num_queries;
     const int64_t needed = p.group_offsets ? prompts * static_cast<int64_t>(sizeof(float)) : 0;
-    if (workspace_bytes < needed) return needed;
-    call_cuda("pw_cuda_patch_similarity", &p, stream);
+    if (needed > on.scratch_bytes) return needed;
+    call_cuda("pw_cuda_patch_similarity", &p, on.stream);
     return 0;
   }
-  const int64_t needed = patch_similarity_table().workspace(p, threads);
-  if (workspace_bytes < needed) return needed;
-  Status status;
-  {
-    const double products = static_cast<double>(p.batch * p.num_patches) *
-                            static_cast<double>(p.dim) * static_cast<double>(p.num_queries);
-    MaybeUnlock unlock(0.02 * products);
-    status = patch_similarity_table().forward(p, threads);
-  }
-  raise_unless_ok(status, "patch_similarity");
+  const int64_t needed = patch_similarity_table().workspace(p, on.threads);
+  if (needed > on.scratch_bytes) return needed;
+  const double products = static_cast<double>(p.batch * p.num_patches) *
+                          static_cast<double>(p.dim) * static_cast<double>(p.num_queries);
+  run_on_cpu("patch_similarity", 0.02 * products,
+             [&] { return patch_similarity_table().forward(p, on.threads); });
   return 0;
 }
 
@@ -107,12 +96,8 @@ int64_t packed_size(const Options& options, const Sizes& sizes, const Strides& s
 void pack(int threads, const Inputs& inputs, uintptr_t packed, const Options& options,
           const Numbers& numbers, const Sizes& sizes, const Strides& strides) {
   const PatchSimilarityParams p = make_params(inputs, options, numbers, sizes, strides);
-  Status status;
-  {
-    MaybeUnlock unlock(0.3 * static_cast<double>(p.num_queries * p.dim));
-    status = patch_similarity_table().pack(p, pointer<float>(packed), threads);
-  }
-  raise_unless_ok(status, "pack_queries");
+  run_on_cpu("pack_queries", 0.3 * static_cast<double>(p.num_queries * p.dim),
+             [&] { return patch_similarity_table().pack(p, pointer<float>(packed), threads); });
 }
 
 }  // namespace

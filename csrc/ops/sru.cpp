@@ -8,44 +8,34 @@ namespace py = pybind11;
 namespace patchword::bindings {
 namespace {
 
-template <int kCount>
-void read(const py::tuple& values, int64_t (&target)[kCount]) {
-  if (PyTuple_GET_SIZE(values.ptr()) != kCount) throw py::value_error("sru: wrong rank");
-  for (int i = 0; i < kCount; ++i) {
-    target[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(values.ptr(), i));
-  }
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-}
+// gates, highway, bias, weight, initial, mask, lengths, states; 0 for what is absent.
+using Inputs = Addresses<8>;
+// dtype, activation, dropout, bidirectional, last_only
+using Options = Integers<5>;
 
-// addresses: gates, highway, bias, weight, initial, mask, lengths, states; 0 for what is absent.
-// options: dtype, activation, dropout, bidirectional, last_only.
-SruParams make_params(const py::tuple& addresses, const py::tuple& shape,
-                      const py::tuple& gates_stride, const py::tuple& highway_stride,
-                      const py::tuple& options, double scale_x) {
-  int64_t at[8], sizes[4], choice[5];
-  read(addresses, at);
-  read(shape, sizes);
-  read(options, choice);
+SruParams make_params(const Inputs& inputs, const Integers<4>& shape,
+                      const Integers<4>& gates_stride, const Integers<3>& highway_stride,
+                      const Options& options, double scale_x) {
   SruParams p{};
-  p.gates = pointer<const void>(static_cast<uintptr_t>(at[0]));
-  p.highway = pointer<const void>(static_cast<uintptr_t>(at[1]));
-  p.bias = pointer<const float>(static_cast<uintptr_t>(at[2]));
-  p.weight = pointer<const float>(static_cast<uintptr_t>(at[3]));
-  p.initial = pointer<const float>(static_cast<uintptr_t>(at[4]));
-  p.mask = pointer<const float>(static_cast<uintptr_t>(at[5]));
-  p.lengths = pointer<const int64_t>(static_cast<uintptr_t>(at[6]));
-  p.states = pointer<float>(static_cast<uintptr_t>(at[7]));
-  p.steps = sizes[0];
-  p.batch = sizes[1];
-  p.gate_count = sizes[2];
-  p.units = sizes[3];
-  read(gates_stride, p.gates_stride);
-  read(highway_stride, p.highway_stride);
-  p.dtype = static_cast<DType>(choice[0]);
-  p.activation = static_cast<SruActivation>(choice[1]);
-  p.dropout = static_cast<SruDropout>(choice[2]);
-  p.bidirectional = static_cast<int32_t>(choice[3]);
-  p.last_only = static_cast<int32_t>(choice[4]);
+  p.gates = pointer<const void>(inputs[0]);
+  p.highway = pointer<const void>(inputs[1]);
+  p.bias = pointer<const float>(inputs[2]);
+  p.weight = pointer<const float>(inputs[3]);
+  p.initial = pointer<const float>(inputs[4]);
+  p.mask = pointer<const float>(inputs[5]);
+  p.lengths = pointer<const int64_t>(inputs[6]);
+  p.states = pointer<float>(inputs[7]);
+  p.steps = shape[0];
+  p.batch = shape[1];
+  p.gate_count = shape[2];
+  p.units = shape[3];
+  gates_stride.copy_to(p.gates_stride);
+  highway_stride.copy_to(p.highway_stride);
+  p.dtype = static_cast<DType>(options[0]);
+  p.activation = static_cast<SruActivation>(options[1]);
+  p.dropout = static_cast<SruDropout>(options[2]);
+  p.bidirectional = static_cast<int32_t>(options[3]);
+  p.last_only = static_cast<int32_t>(options[4]);
   p.scale_x = static_cast<float>(scale_x);
   return p;
 }
@@ -54,47 +44,47 @@ double expected_ns(const SruParams& p) {
   return static_cast<double>(p.steps * p.batch) * static_cast<double>(p.units);
 }
 
-void forward(int device, uintptr_t stream, int threads, const py::tuple& addresses,
-             const py::tuple& shape, const py::tuple& gates_stride, const py::tuple& highway_stride,
-             const py::tuple& options, double scale_x, uintptr_t out, uintptr_t last_state) {
-  SruParams p = make_params(addresses, shape, gates_stride, highway_stride, options, scale_x);
+int64_t forward(const Launch& on, const Inputs& inputs, const Integers<4>& shape,
+                const Integers<4>& gates_stride, const Integers<3>& highway_stride,
+                const Options& options, double scale_x, uintptr_t out, uintptr_t last_state) {
+  SruParams p = make_params(inputs, shape, gates_stride, highway_stride, options, scale_x);
   p.out = pointer<void>(out);
   p.last_state = pointer<float>(last_state);
-  if (device == kCuda) return call_cuda("pw_cuda_sru", &p, stream);
-  Status status;
-  {
-    MaybeUnlock unlock(expected_ns(p));
-    status = sru_table().forward(p, threads);
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_sru", &p, on.stream);
+    return 0;
   }
-  raise_unless_ok(status, "sru");
+  run_on_cpu("sru", expected_ns(p), [&] { return sru_table().forward(p, on.threads); });
+  return 0;
 }
 
-// gradients: of out, of the last state; then to be written: gates, highway, bias, weight, initial,
-// and the partial sums that CUDA needs.
-void backward(int device, uintptr_t stream, int threads, const py::tuple& addresses,
-              const py::tuple& shape, const py::tuple& gates_stride,
-              const py::tuple& highway_stride, const py::tuple& options, double scale_x,
-              const py::tuple& gradients, const py::tuple& grad_stride) {
+// gradients: of out, of the last state; then to be written: gates, highway, bias, weight, initial.
+int64_t backward(const Launch& on, const Inputs& inputs, const Integers<4>& shape,
+                 const Integers<4>& gates_stride, const Integers<3>& highway_stride,
+                 const Options& options, double scale_x, const Addresses<7>& gradients,
+                 const Integers<4>& grad_stride) {
   SruBackwardParams q{};
-  q.forward = make_params(addresses, shape, gates_stride, highway_stride, options, scale_x);
-  int64_t at[8];
-  read(gradients, at);
-  read(grad_stride, q.grad_stride);
-  q.grad_out = pointer<const void>(static_cast<uintptr_t>(at[0]));
-  q.grad_last = pointer<const float>(static_cast<uintptr_t>(at[1]));
-  q.grad_gates = pointer<void>(static_cast<uintptr_t>(at[2]));
-  q.grad_highway = pointer<void>(static_cast<uintptr_t>(at[3]));
-  q.grad_bias = pointer<float>(static_cast<uintptr_t>(at[4]));
-  q.grad_weight = pointer<float>(static_cast<uintptr_t>(at[5]));
-  q.grad_initial = pointer<float>(static_cast<uintptr_t>(at[6]));
-  q.partial = pointer<float>(static_cast<uintptr_t>(at[7]));
-  if (device == kCuda) return call_cuda("pw_cuda_sru_backward", &q, stream);
-  Status status;
-  {
-    MaybeUnlock unlock(2 * expected_ns(q.forward));
-    status = sru_table().backward(q, threads);
+  q.forward = make_params(inputs, shape, gates_stride, highway_stride, options, scale_x);
+  grad_stride.copy_to(q.grad_stride);
+  q.grad_out = pointer<const void>(gradients[0]);
+  q.grad_last = pointer<const float>(gradients[1]);
+  q.grad_gates = pointer<void>(gradients[2]);
+  q.grad_highway = pointer<void>(gradients[3]);
+  q.grad_bias = pointer<float>(gradients[4]);
+  q.grad_weight = pointer<float>(gradients[5]);
+  q.grad_initial = pointer<float>(gradients[6]);
+  if (on.device == kCuda) {
+    // Sums of the four parameter gradients of every sample, added up afterwards.
+    const int64_t sums = q.forward.batch * 4 * q.forward.units;
+    const int64_t needed = sums * static_cast<int64_t>(sizeof(float));
+    if (needed > on.scratch_bytes) return needed;
+    q.partial = pointer<float>(on.scratch);
+    call_cuda("pw_cuda_sru_backward", &q, on.stream);
+    return 0;
   }
-  raise_unless_ok(status, "sru");
+  run_on_cpu("sru", 2 * expected_ns(q.forward),
+             [&] { return sru_table().backward(q, on.threads); });
+  return 0;
 }
 
 }  // namespace

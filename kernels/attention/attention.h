@@ -87,6 +87,6 @@ const AttentionTable& attention_table();
 // pw_cuda_attention_backward(const AttentionBackwardParams*, ...). Bytes of workspace in device
 // memory: pw_cuda_attention_workspace(const AttentionParams*) and
 // pw_cuda_attention_backward_workspace(const AttentionBackwardParams*), both returning int64_t from
-// sizes alone, since offsets and lengths lie in device memory.
+// sizes and the current device alone, since offsets and lengths lie in device memory.
 
 }  // namespace patchword

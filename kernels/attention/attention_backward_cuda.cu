@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients of softmax attention, bitwise repeatable: one kernel owns keys, one owns queries, and
 // both work the probabilities out again from the log-sum-exp.
+#include "kernels/attention/attention_forms.h"
 #include "kernels/attention/attention_tiles.cuh"
 
 namespace patchword {
@@ -23,7 +24,7 @@ struct BackwardPlan {
 
 // Rows of a stream in the order of `delta`: [batch, head, query], a ragged set as one element.
 inline std::int64_t delta_rows(const AttentionParams& p, const AttentionStream& s) {
-  return (s.query_offsets == nullptr ? p.batch : 1) * p.heads * s.num_queries;
+  return p.heads * attention_rows(s.query_offsets, p.batch, s.num_queries);
 }
 PW_DEVICE const float* delta_of(const AttentionParams& p, const BackwardPlan& plan, int stream,
                                 const Span& span, std::int64_t head) {
@@ -134,6 +135,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
     taken[half] = keys.visible(span.start + warp_row + group + 8 * half);
   }
   const float scale = s.scale * kLog2E;
+  // A warp without rows only copies.
+  const bool busy = span.start + warp_row < span.count;
   float grad_k[D / 8][4], grad_v[D / 8][4];
   clear(grad_k);
   clear(grad_v);
@@ -145,29 +148,31 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
     const int stage = tile % kStages;
     const T* q_tile = q_tiles + stage * kTile;
     const T* grad_tile = grad_tiles + stage * kTile;
-    float prob[kColumns][4], ds[kColumns][4];
-    clear(prob);
-    clear(ds);
-    Products<T, D>::dot_rows(prob, k_rows, q_tile);
-    PW_UNROLL
-    for (int n = 0; n < kColumns; ++n) {
+    if (busy) {
+      float prob[kColumns][4], ds[kColumns][4];
+      clear(prob);
+      clear(ds);
+      Products<T, D>::dot_rows(prob, k_rows, q_tile);
       PW_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float base = bases[stage * kQueries + n * 8 + 2 * quad + i % 2];
-        prob[n][i] = taken[i / 2] ? simt::fast_exp2(prob[n][i] * scale - base) : 0.0f;
+      for (int n = 0; n < kColumns; ++n) {
+        PW_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const float base = bases[stage * kQueries + n * 8 + 2 * quad + i % 2];
+          prob[n][i] = taken[i / 2] ? simt::fast_exp2(prob[n][i] * scale - base) : 0.0f;
+        }
       }
-    }
-    Products<T, D>::accumulate(grad_v, prob, grad_tile);
-    Products<T, D>::dot_rows(ds, v_rows, grad_tile);
-    PW_UNROLL
-    for (int n = 0; n < kColumns; ++n) {
+      Products<T, D>::accumulate(grad_v, prob, grad_tile);
+      Products<T, D>::dot_rows(ds, v_rows, grad_tile);
       PW_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float row_delta = deltas[stage * kQueries + n * 8 + 2 * quad + i % 2];
-        ds[n][i] = taken[i / 2] ? prob[n][i] * (ds[n][i] - row_delta) * s.scale : 0.0f;
+      for (int n = 0; n < kColumns; ++n) {
+        PW_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const float row_delta = deltas[stage * kQueries + n * 8 + 2 * quad + i % 2];
+          ds[n][i] = taken[i / 2] ? prob[n][i] * (ds[n][i] - row_delta) * s.scale : 0.0f;
+        }
       }
+      Products<T, D>::accumulate(grad_k, ds, q_tile);
     }
-    Products<T, D>::accumulate(grad_k, ds, q_tile);
     simt::sync_block();
     if constexpr (kStages == 1) fetch(tile + 1);
   }
@@ -246,6 +251,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
     row_delta[half] = there ? delta[row] : 0.0f;
   }
   const float scale = s.scale * kLog2E;
+  // A warp without rows only copies.
+  const bool busy = span.start + warp_row < span.count;
   float grad_q[D / 8][4];
   clear(grad_q);
 
@@ -254,21 +261,23 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads, 2)
     simt::cp_async_wait_group<kStages - 1>();
     simt::sync_block();
     const int stage = tile % kStages;
-    float prob[kColumns][4], ds[kColumns][4];
-    clear(prob);
-    clear(ds);
-    Products<T, D>::dot_rows(prob, q_rows, k_tiles + stage * kTile);
-    Products<T, D>::dot_rows(ds, grad_rows, v_tiles + stage * kTile);
-    PW_UNROLL
-    for (int n = 0; n < kColumns; ++n) {
+    if (busy) {
+      float prob[kColumns][4], ds[kColumns][4];
+      clear(prob);
+      clear(ds);
+      Products<T, D>::dot_rows(prob, q_rows, k_tiles + stage * kTile);
+      Products<T, D>::dot_rows(ds, grad_rows, v_tiles + stage * kTile);
       PW_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const bool taken = shown[stage * kKeys + n * 8 + 2 * quad + i % 2] != 0;
-        const float probability = simt::fast_exp2(prob[n][i] * scale - base[i / 2]);
-        ds[n][i] = taken ? probability * (ds[n][i] - row_delta[i / 2]) * s.scale : 0.0f;
+      for (int n = 0; n < kColumns; ++n) {
+        PW_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const bool taken = shown[stage * kKeys + n * 8 + 2 * quad + i % 2] != 0;
+          const float probability = simt::fast_exp2(prob[n][i] * scale - base[i / 2]);
+          ds[n][i] = taken ? probability * (ds[n][i] - row_delta[i / 2]) * s.scale : 0.0f;
+        }
       }
+      Products<T, D>::accumulate(grad_q, ds, k_tiles + stage * kTile);
     }
-    Products<T, D>::accumulate(grad_q, ds, k_tiles + stage * kTile);
     simt::sync_block();
     if constexpr (kStages == 1) fetch(tile + 1);
   }
@@ -334,6 +343,9 @@ simt::Status launch_backward(const AttentionBackwardParams& p, void* stream) {
 
 template <class T>
 simt::Status backward_any(const AttentionBackwardParams& p, void* stream) {
+  if (attention_form(p.forward, simt::multiprocessor_count()).warps) {
+    return attention_warps_backward(p, stream);
+  }
   if (p.forward.dim <= 32) return launch_backward<T, 32>(p, stream);
   if (p.forward.dim <= 64) return launch_backward<T, 64>(p, stream);
   return launch_backward<T, 128>(p, stream);
@@ -344,10 +356,11 @@ simt::Status backward_any(const AttentionBackwardParams& p, void* stream) {
 
 PW_EXPORT std::int64_t pw_cuda_attention_backward_workspace(
     const patchword::AttentionBackwardParams* p) {
+  using namespace patchword;
+  const AttentionParams& f = p->forward;
+  if (attention_form(f, simt::multiprocessor_count()).warps) return 0;
   std::int64_t rows = 0;
-  for (int i = 0; i < p->forward.num_streams; ++i) {
-    rows += patchword::delta_rows(p->forward, p->forward.streams[i]);
-  }
+  for (int i = 0; i < f.num_streams; ++i) rows += delta_rows(f, f.streams[i]);
   return rows * static_cast<std::int64_t>(sizeof(float));
 }
 

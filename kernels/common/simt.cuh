@@ -22,7 +22,9 @@
 #define PW_LAUNCH_BOUNDS(...)
 #define PW_UNROLL
 // The engine reports source lines: a helper that calls barriers or collectives takes its caller's
-// as a last parameter (PW_SITE_PARAM) and hands it on (PW_SITE_ARG, or PW_SITE_ONLY when alone).
+// as a last parameter (PW_SITE_PARAM, or PW_SITE_FIRST when alone) and hands it on (PW_SITE_ARG, or
+// PW_SITE_ONLY when alone).
+#define PW_SITE_FIRST ::patchword::simt::Site site = ::patchword::simt::Site::current()
 #define PW_SITE_PARAM , ::patchword::simt::Site site = ::patchword::simt::Site::current()
 #define PW_SITE_ARG , site
 #define PW_SITE_ONLY site
@@ -33,6 +35,7 @@
 #define PW_HOST_DEVICE __host__ __device__ __forceinline__
 #define PW_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
 #define PW_UNROLL _Pragma("unroll")
+#define PW_SITE_FIRST
 #define PW_SITE_PARAM
 #define PW_SITE_ARG
 #define PW_SITE_ONLY
@@ -148,9 +151,11 @@ Status raise_dynamic_shared(const char* name, void (*kernel)(P...), std::size_t 
   static_cast<void>(name);
   return make_status(host::raise_dynamic_shared(reinterpret_cast<const void*>(kernel), bytes));
 #else
-  return make_status(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                static_cast<int>(bytes)));
+  const cudaError_t error =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) cudaGetLastError();  // as in launch
+  return make_status(name, error);
 #endif
 }
 
@@ -320,6 +325,7 @@ inline void store_pack(T* address, const Pack<T, N>& pack PW_SITE_PARAM) {
 
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_log2(float x) { return std::log2(x); }
+inline float max_number(float a, float b) { return std::fmax(a, b); }
 inline float fast_reciprocal(float x) { return 1.0f / x; }
 inline float reciprocal_sqrt(float x) { return 1.0f / std::sqrt(x); }
 
@@ -436,6 +442,8 @@ PW_DEVICE float fast_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The larger one; a NaN only when both are. One instruction, which `max` is not.
+PW_DEVICE float max_number(float a, float b) { return fmaxf(a, b); }
 PW_DEVICE float fast_log2(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -9,104 +9,18 @@
 #endif
 #include "kernels/common/simt_host.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <string>
-#include <unordered_map>
-#include <vector>
 
-#include "kernels/common/simt_fiber.h"
-#include "kernels/common/simt_lane.h"
-#include "kernels/common/simt_memory.h"
-#include "kernels/common/simt_order.h"
+#include "kernels/common/simt_engine.h"
+#include "kernels/common/simt_wgmma_engine.h"
 
 namespace patchword::simt::host {
 
 constinit thread_local Indices* current = nullptr;
 
 namespace {
-
-// Shared memory that a block has without a raised limit.
-constexpr std::size_t kDefaultShared = 48 * 1024;
-constexpr unsigned kMaxThreads = 1024;
-// Rounds in which every thread only called spin_pause, before that counts as a livelock.
-constexpr int kIdleRounds = 100000;
-
-struct NamedBarrier {
-  int arrived = 0, threads = 0;
-};
-
-long environment_number(const char* name, long fallback, long low, long high) {
-  const char* text = std::getenv(name);
-  if (text == nullptr) return fallback;
-  return std::clamp(std::strtol(text, nullptr, 10), low, high);
-}
-
-struct RaisedLimits {
-  std::mutex mutex;
-  std::unordered_map<const void*, std::size_t> bytes;
-};
-RaisedLimits& raised_limits() {
-  static RaisedLimits limits;
-  return limits;
-}
-
-// One launch on one operating-system thread.
-class Engine {
- public:
-  // Returns whether the launch ran to its end; `message` says why not.
-  bool run(const LaunchConfig& config, void (*body)(void*), void* arguments);
-
-  [[noreturn]] void fail(const std::string& what);
-  void wait();  // switches from the running fiber to the scheduler
-  void exit_lane();
-  void run_body() { body_(arguments_); }
-  void enter_lane() { enter(scheduler_); }
-
-  Lane& lane() { return *static_cast<Lane*>(current); }
-  Lane& lane_of(unsigned warp, unsigned lane) { return lanes_[32 * warp + lane]; }
-
-  void* shared_array(const void* key, const char* name, std::size_t bytes);
-  void* dynamic_shared() { return memory_.find(nullptr); }
-  bool inside_shared(const void* pointer, std::size_t bytes) const {
-    return memory_.contains(pointer, bytes);
-  }
-  void block_barrier(const Site& site);
-  void named_barrier(int id, int threads, bool wait_here, const Site& site);
-  void collective(const char* operation, unsigned mask, void* slot, Combine combine,
-                  const Site& site);
-
-  std::string message;
-  std::size_t progress = 0;
-  bool early_copies = false;
-
- private:
-  bool reject(const std::string& what);
-  bool check_config();
-  void run_block(const dim3& index);
-  void start_lane(unsigned linear, const dim3& index);
-  void resume(Lane& lane);
-  std::string diagnose() const;
-  void check_canaries();
-
-  LaunchConfig config_{};
-  void (*body_)(void*) = nullptr;
-  void* arguments_ = nullptr;
-  bool failed_ = false, raised_ = false;
-  unsigned threads_ = 0;
-  unsigned at_barrier_ = 0;
-  const Lane* first_at_barrier_ = nullptr;
-  std::size_t static_bytes_ = 0;
-  Order order_;
-  std::vector<Lane> lanes_;
-  std::vector<Warp> warps_;
-  SharedMemory memory_;
-  NamedBarrier named_[16];
-  Context scheduler_;
-};
-
-thread_local Engine* engine = nullptr;
 
 thread_local StackPool stack_pool;
 
@@ -174,6 +88,7 @@ bool Engine::run(const LaunchConfig& config, void (*body)(void*), void* argument
     run_block(dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                    static_cast<unsigned>(b / grid.x / grid.y)));
     if (!failed_) check_canaries();
+    if (!failed_) check_warpgroups();
     if (failed_) return false;
   }
   return true;
@@ -190,6 +105,8 @@ void Engine::start_lane(unsigned linear, const dim3& index) {
   lane.linear = linear;
   lane.copies.clear();
   lane.group = 0;
+  lane.fences = 0;
+  lane.wgmma = WgmmaLane{};
   prepare(lane.context, stack_pool.stack(linear), &fiber_main);
 }
 
@@ -203,6 +120,10 @@ void Engine::wait() { switch_context(lane().context, scheduler_, lane().state ==
 
 void Engine::exit_lane() {
   Lane& self = lane();
+  if (!self.wgmma.products.empty()) {
+    fail("it exits before the wgmma at " + where(self.wgmma.products.front().site) +
+         " has been waited for");
+  }
   self.state = State::kExited;
   warps_[self.linear / 32].gone |= 1u << self.linear % 32;
   ++progress;
@@ -220,6 +141,7 @@ void Engine::fail(const std::string& what) {
 void Engine::run_block(const dim3& index) {
   memory_.poison();
   std::fill(warps_.begin(), warps_.end(), Warp{});
+  products_.assign(threads_ / 128, {});
   if (threads_ % 32 != 0) warps_.back().gone = ~0u << threads_ % 32;
   std::fill(std::begin(named_), std::end(named_), NamedBarrier{});
   at_barrier_ = 0;
@@ -441,7 +363,7 @@ void* shared_array(const void* key, const char* name, std::size_t bytes) {
 void* dynamic_shared() { return engine->dynamic_shared(); }
 
 void check_shared(const void* pointer, std::size_t bytes, const char* what, const Site& site) {
-  if (engine->inside_shared(pointer, bytes)) return;
+  if (engine->memory().array_of(pointer, bytes) != nullptr) return;
   engine->fail(format("%s of %zu bytes at ", what, bytes) + where(site) +
                " lies outside the block's shared memory");
 }
@@ -470,12 +392,9 @@ void async_copy(void* to, const void* from, std::size_t bytes, std::size_t valid
   check_shared(to, bytes, "cp_async destination", site);
   if (valid > bytes) engine->fail("cp_async at " + where(site) + " has more valid bytes than size");
   Lane& lane = engine->lane();
-  const Copy copy{to, from, bytes, valid, lane.group};
-  if (engine->early_copies) {
-    perform(copy);
-  } else {
-    lane.copies.push_back(copy);
-  }
+  const Copy copy{to, from, bytes, valid, lane.group, engine->early_copies};
+  if (copy.performed) perform(copy);
+  lane.copies.push_back(copy);
 }
 
 void async_commit() { ++engine->lane().group; }
@@ -485,7 +404,9 @@ void async_wait(std::size_t groups_left, bool with_uncommitted) {
   const std::size_t end = lane.group + (with_uncommitted ? 1 : 0);
   std::size_t done = 0;
   for (; done < lane.copies.size() && lane.copies[done].group + groups_left < end; ++done) {
-    perform(lane.copies[done]);
+    const Copy& copy = lane.copies[done];
+    if (!copy.performed) perform(copy);
+    engine->memory().mark(copy.to, CopyMark{lane.linear, lane.fences});
   }
   lane.copies.erase(lane.copies.begin(), lane.copies.begin() + static_cast<std::ptrdiff_t>(done));
 }

@@ -68,6 +68,25 @@ void async_copy(void* to, const void* from, std::size_t bytes, std::size_t valid
 void async_commit();
 void async_wait(std::size_t groups_left, bool with_uncommitted);
 
+// A block's shared memory by its address there, as a descriptor holds it.
+unsigned shared_address(const void* pointer, const Site& site);
+void fence_async_proxy();
+
+// What one lane hands to wgmma.mma_async (see wgmma.cuh): D [64, columns] = A B (+ D), A [64, 16].
+struct WgmmaOperands {
+  float* d;                // columns / 2 of this lane
+  const std::uint32_t* a;  // four registers of this lane; null: a_descriptor, K-major
+  std::uint64_t a_descriptor, b_descriptor;
+  float (*decode)(std::uint16_t);
+  int columns;
+  bool transposed_b;  // B is MN-major
+  bool accumulate;
+};
+void wgmma_issue(const WgmmaOperands& operands, const Site& site);
+void wgmma_fence(const Site& site);
+void wgmma_commit(const Site& site);
+void wgmma_wait(std::size_t groups_left, const Site& site);
+
 template <class T>
 struct ShuffleSlot {
   T value, result;

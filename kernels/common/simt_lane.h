@@ -12,6 +12,7 @@
 
 #include "kernels/common/simt_fiber.h"
 #include "kernels/common/simt_host.h"
+#include "kernels/common/simt_wgmma.h"
 
 namespace patchword::simt::host {
 
@@ -19,6 +20,7 @@ struct Copy {
   void* to;
   const void* from;
   std::size_t bytes, valid, group;
+  bool performed;
 };
 
 inline void perform(const Copy& copy) {
@@ -39,12 +41,15 @@ struct Lane : Indices {
   Combine combine = nullptr;
   std::vector<Copy> copies;
   std::size_t group = 0;
+  unsigned fences = 0;  // of the asynchronous proxy
+  WgmmaLane wgmma;
   Context context;
 };
 
 struct Warp {
-  unsigned waiting = 0;  // lanes inside a collective
-  unsigned gone = 0;     // lanes that exited or never existed
+  std::size_t products = 0;  // wgmma that it has issued
+  unsigned waiting = 0;      // lanes inside a collective
+  unsigned gone = 0;         // lanes that exited or never existed
 };
 
 inline std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));

@@ -16,13 +16,20 @@
 
 namespace patchword::simt::host {
 
+// Which thread last wrote 16 bytes by cp_async, and how many proxy fences it had made by then.
+struct CopyMark {
+  unsigned thread = ~0u, fences = 0;
+};
+
 class SharedMemory {
  public:
   struct Array {
     const void* key;
     const char* name;
     std::size_t bytes;
+    unsigned address;  // on the device that the host plays
     std::unique_ptr<unsigned char, decltype(&std::free)> storage;
+    std::vector<CopyMark> marks;
 
     unsigned char* begin() const { return storage.get() + kCanaryBytes; }
     unsigned char* end() const { return begin() + bytes; }
@@ -33,7 +40,9 @@ class SharedMemory {
     if (posix_memalign(&memory, kAlignment, std::max<std::size_t>(bytes + 2 * kCanaryBytes, 1))) {
       std::abort();
     }
-    arrays_.push_back({key, name, bytes, {static_cast<unsigned char*>(memory), &std::free}});
+    arrays_.push_back(
+        {key, name, bytes, next_, {static_cast<unsigned char*>(memory), &std::free}, {}});
+    next_ += static_cast<unsigned>((bytes + kAlignment - 1) / kAlignment * kAlignment);
     fill(arrays_.back());
     return arrays_.back().begin();
   }
@@ -46,16 +55,37 @@ class SharedMemory {
     return nullptr;
   }
 
-  bool contains(const void* pointer, std::size_t bytes) const {
+  // The array that holds [pointer, pointer + bytes), or null.
+  Array* array_of(const void* pointer, std::size_t bytes) {
     const auto* p = static_cast<const unsigned char*>(pointer);
-    return std::any_of(arrays_.begin(), arrays_.end(), [&](const Array& array) {
-      return p >= array.begin() && p + bytes <= array.end();
-    });
+    for (Array& array : arrays_) {
+      if (p >= array.begin() && p + bytes <= array.end()) return &array;
+    }
+    return nullptr;
+  }
+
+  // The array that holds `bytes` at a device address, or null.
+  const Array* array_at(unsigned address, std::size_t bytes) const {
+    for (const Array& array : arrays_) {
+      if (address >= array.address && address + bytes <= array.address + array.bytes) return &array;
+    }
+    return nullptr;
+  }
+
+  void mark(const void* pointer, const CopyMark& mark) {
+    Array* array = array_of(pointer, 1);
+    const auto at =
+        static_cast<std::size_t>(static_cast<const unsigned char*>(pointer) - array->begin());
+    array->marks.resize((array->bytes + 15) / 16);
+    array->marks[at / 16] = mark;
   }
 
   // Uninitialised again, for the next block.
-  void poison() const {
-    for (const Array& array : arrays_) fill(array);
+  void poison() {
+    for (Array& array : arrays_) {
+      fill(array);
+      array.marks.clear();
+    }
   }
 
   // An array whose canary before (after) it was overwritten, or null.
@@ -82,6 +112,8 @@ class SharedMemory {
     std::memset(array.end(), kCanary, kCanaryBytes);
   }
 
+  // The hardware keeps the first KB. Off the 1 KB grid, so that no kernel counts on that alignment.
+  unsigned next_ = 1024 + kAlignment;
   std::vector<Array> arrays_;
 };
 

@@ -9,6 +9,7 @@
 #include "kernels/correspondence/match_screened.h"
 
 #include "kernels/common/cpu_levels.h"
+#include "kernels/common/lane_bits.h"
 #include "kernels/common/threads.h"
 
 namespace patchword {
@@ -67,19 +68,6 @@ struct AnyIntAbove {
 #endif
 
 PW_INLINE VecI larger(VecI a, VecI b) { return a > b ? a : b; }
-
-// One bit per lane of a mask.
-PW_INLINE uint32_t lane_bits(VecI mask) {
-#if defined(__AVX512F__)
-  return _mm512_test_epi32_mask(bit_cast<__m512i>(mask), bit_cast<__m512i>(mask));
-#elif defined(__AVX2__) && PW_VECTOR_BYTES == 32
-  return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
-#else
-  uint32_t bits = 0;
-  for (int l = 0; l < kLanes; ++l) bits |= mask[l] ? 1u << l : 0u;
-  return bits;
-#endif
-}
 
 // Unit rows [count][padded] as panel[padded / 2][Width] of pairs (element d, element d + kLanes).
 template <int Width>

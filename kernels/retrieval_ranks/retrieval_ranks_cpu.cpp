@@ -1,63 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks on the CPU: true scores first, then all scores a block at a time, counted and forgotten.
 #include "kernels/common/cpu_levels.h"
-#include "kernels/common/threads.h"
-#include "kernels/retrieval_ranks/rank_rule.h"
-#include "kernels/retrieval_ranks/score_block.h"
+#include "kernels/retrieval_ranks/rank_workspace.h"
 
 namespace patchword {
 namespace PW_LEVEL {
 namespace {
 
-constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Workspace: limits of both sides, true scores, one block of packed columns, then each thread's own
-// part: panels of a row block, scratch, scores, counts of the columns.
-struct Layout {
-  int64_t columns, limits1_at, scores_at, packed_at, threads_at, thread_bytes, bytes;
-  int threads;
-
-  Layout(const RetrievalRanksParams& p, int wanted) {
-    columns =
-        p.columns < kColumnBlock ? panel_count(p.columns, kTileCols) * kTileCols : kColumnBlock;
-    const double work = static_cast<double>(p.rows) * static_cast<double>(p.columns) *
-                        static_cast<double>(p.dim + 8);
-    threads = useful_threads(wanted, panel_count(p.rows, kRowBlock), 0.02 * work);
-    limits1_at = aligned(p.rows * static_cast<int64_t>(sizeof(RankLimit)));
-    const int64_t limits1 = p.ranks1 == nullptr ? 0 : 3 * panel_count(p.columns, kLanes) * kLanes;
-    scores_at = limits1_at + aligned(limits1 * 4);
-    packed_at = scores_at + aligned(p.rows * p.truths * 4);
-    threads_at = packed_at + aligned(columns * p.dim * 4);
-    thread_bytes = part(kRowBlock * kDepthBlock) + part(kPackWidth * kDepthBlock) +
-                   part(kTileCols * kDepthBlock) + part(kRowBlock * columns) + part(columns);
-    bytes = threads_at + threads * thread_bytes;
-  }
-  static int64_t part(int64_t floats) { return aligned(floats * 4); }
-};
-
-struct ThreadMemory {
-  float *rows, *scratch, *named, *scores;
-  int32_t* counts;
-
-  ThreadMemory(const Layout& layout, char* workspace, int thread) {
-    char* at = workspace + layout.threads_at + thread * layout.thread_bytes;
-    const auto take = [&](int64_t floats) {
-      float* const here = reinterpret_cast<float*>(at);
-      at += Layout::part(floats);
-      return here;
-    };
-    rows = take(kRowBlock * kDepthBlock);
-    scratch = take(kPackWidth * kDepthBlock);
-    named = take(kTileCols * kDepthBlock);
-    scores = take(kRowBlock * layout.columns);
-    counts = reinterpret_cast<int32_t*>(take(layout.columns));
-  }
-};
+// Once more than this share of the blocks of rows could not be screened, no more are tried.
+constexpr double kHopeless = 0.5;
 
 PW_INLINE int64_t sum_lanes(VecI v) {
   int64_t total = 0;
   for (int i = 0; i < kLanes; ++i) total += v[i];
   return total;
+}
+
+PW_INLINE bool comes_first(float score, int64_t index, float limit, int32_t bound) {
+  return score > limit || (score == limit && index > bound);
 }
 
 // Candidates of a row that come before its limit; `index0` is the first one's index.
@@ -74,53 +34,52 @@ PW_INLINE int64_t count_row(const float* scores, int64_t n, int32_t index0,
   }
   int64_t total = sum_lanes(counted);
   for (; c < n; ++c) {
-    const int32_t at = index0 + static_cast<int32_t>(c);
-    total += scores[c] > limit.score || (scores[c] == limit.score && at > limit.bound);
+    total += comes_first(scores[c], index0 + c, limit.score, limit.bound);
   }
   return total;
 }
 
 template <typename Element>
 struct Job {
+  typedef MatrixRows<Element> Rows;
   const RetrievalRanksParams& p;
-  const Layout& layout;
-  char* workspace;
-  MatrixRows<Element> queries, gallery;
-  RankLimit* limits0;
-  float* limit1_score;  // of the columns, as arrays: lanes hold columns
-  int32_t *limit1_bound, *limit1_item;
-  float *true_scores, *packed;
+  const RankWorkspace& at;
+  Rows queries, gallery;
 
-  Job(const RetrievalRanksParams& params, const Layout& where)
+  Job(const RetrievalRanksParams& params, const RankWorkspace& workspace)
       : p(params),
-        layout(where),
-        workspace(static_cast<char*>(params.workspace)),
+        at(workspace),
         queries{static_cast<const typename Element::Storage*>(p.queries), p.queries_stride[0],
                 p.queries_stride[1], p.rows, p.dim},
         gallery{static_cast<const typename Element::Storage*>(p.gallery), p.gallery_stride[0],
-                p.gallery_stride[1], p.columns, p.dim} {
-    limits0 = reinterpret_cast<RankLimit*>(workspace);
-    const int64_t padded = panel_count(p.columns, kLanes) * kLanes;
-    limit1_score = reinterpret_cast<float*>(workspace + layout.limits1_at);
-    limit1_bound = reinterpret_cast<int32_t*>(limit1_score + padded);
-    limit1_item = limit1_bound + padded;
-    true_scores = reinterpret_cast<float*>(workspace + layout.scores_at);
-    packed = reinterpret_cast<float*>(workspace + layout.packed_at);
-  }
+                p.gallery_stride[1], p.columns, p.dim} {}
 
   bool named(int64_t g) const { return g >= 0 && g < p.columns; }
+  bool both() const { return p.ranks1 != nullptr; }
+  int64_t rows_of(int64_t block) const {
+    const int64_t left = p.rows - block * at.row_block;
+    return left < at.row_block ? left : at.row_block;
+  }
+
+  // body(task, thread) for every task.
+  template <typename Body>
+  void each(int64_t tasks, Body&& body) const {
+    parallel_for(at.threads, tasks, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) body(i, thread);
+    });
+  }
 
   // Scores of one panel of queries with their own true items: a tile holds kTileCols of them, of
   // which each query uses the one in its row.
-  void find_true_scores(int64_t panel, const ThreadMemory& memory) const {
+  void find_true_scores(int64_t panel, const BlockMemory& memory) const {
     const int64_t row0 = panel * kTileRows, pairs = kTileRows * p.truths;
     for (int64_t first = 0; first < pairs; first += kTileCols) {
       int64_t items[kTileCols];
       for (int64_t c = 0; c < kTileCols; ++c) {
         const int64_t row = row0 + (first + c) / p.truths;
         const bool real = first + c < pairs && row < p.rows;
-        const int64_t g = real ? p.truth[row0 * p.truths + first + c] : -1;
-        items[c] = named(g) ? g : -1;
+        const int64_t g = real ? p.truth[row0 * p.truths + first + c] : 0;
+        items[c] = named(g) ? g : 0;
       }
       for (int64_t k = 0; k < depth_blocks(p.dim); ++k) {
         const int64_t depth = block_depth(p.dim, k), d0 = k * kDepthBlock;
@@ -131,7 +90,7 @@ struct Job {
       for (int64_t c = 0; c < kTileCols; ++c) {
         const int64_t r = (first + c) / p.truths;
         if (first + c >= pairs || row0 + r >= p.rows) break;
-        true_scores[row0 * p.truths + first + c] = memory.scores[r * kTileCols + c];
+        at.true_scores[row0 * p.truths + first + c] = memory.scores[r * kTileCols + c];
       }
     }
   }
@@ -141,43 +100,129 @@ struct Job {
       RankLimit limit = nobody();
       for (int64_t i = n * p.truths; i < (n + 1) * p.truths; ++i) {
         if (named(p.truth[i])) {
-          offer_truth(limit, true_scores[i], static_cast<int32_t>(p.truth[i]));
+          offer_truth(limit, at.true_scores[i], static_cast<int32_t>(p.truth[i]));
         }
       }
       settle(limit, p.ties);
-      limits0[n] = limit;
+      at.limits0[n] = limit;
       p.ranks0[n] = 0;
     }
-    if (p.ranks1 == nullptr) return;
-    for (int64_t m = 0; m < p.columns; ++m) limit1_item[m] = -1;
+    if (!both()) return;
+    for (int64_t m = 0; m < p.columns; ++m) at.limit1_item[m] = -1;
     for (int64_t i = 0; i < p.rows * p.truths; ++i) {
       const int64_t m = p.truth[i];
       if (!named(m)) continue;
-      RankLimit limit = {limit1_score[m], 0, limit1_item[m]};
-      offer_truth(limit, true_scores[i], static_cast<int32_t>(i / p.truths));
-      limit1_score[m] = limit.score;
-      limit1_item[m] = limit.item;
+      RankLimit limit = {at.limit1_score[m], 0, at.limit1_item[m]};
+      offer_truth(limit, at.true_scores[i], static_cast<int32_t>(i / p.truths));
+      at.limit1_score[m] = limit.score;
+      at.limit1_item[m] = limit.item;
     }
     for (int64_t m = 0; m < p.columns; ++m) {
-      RankLimit limit = {limit1_score[m], 0, limit1_item[m]};
+      RankLimit limit = {at.limit1_score[m], 0, at.limit1_item[m]};
       settle(limit, p.ties);
-      limit1_score[m] = limit.score;
-      limit1_bound[m] = limit.bound;
+      at.limit1_score[m] = limit.score;
+      at.limit1_bound[m] = limit.bound;
     }
   }
 
+  // Screening.
+
+  // Whether most of a sample of scores, evenly spread, can be decided.
+  bool worth_screening() const {
+    constexpr int64_t kSampleRows = 2 * kTileRows, kSampleColumns = 64;
+    Rows some_queries = queries, some_gallery = gallery;
+    some_queries.count = kSampleRows;
+    some_queries.row_stride *= p.rows / kSampleRows;
+    some_gallery.count = kSampleColumns;
+    some_gallery.row_stride *= p.columns / kSampleColumns;
+    IntegerFit fits[kSampleRows];
+    ScreenRow lines[kSampleRows];
+    for (int64_t i = 0; i < kSampleRows; ++i) {
+      fits[i] = fit_row(some_queries, i);
+      lines[i] = ScreenRow(fits[i], at.limits0[i * (p.rows / kSampleRows)], p.dim);
+    }
+    float limits[kSampleColumns];
+    for (int64_t i = 0; i < kSampleColumns && both(); ++i) {
+      limits[i] = at.limit1_score[i * (p.columns / kSampleColumns)];
+    }
+    const ScreenColumns columns(at.packed, at.columns, p.dim);
+    for (int64_t j = 0; j < kSampleColumns / kTileCols; ++j) {
+      columns.pack_panel(some_gallery, 0, j, both() ? limits : nullptr);
+    }
+    const int64_t open = screen_rows(some_queries, 0, kSampleRows, fits, lines, columns,
+                                     kSampleColumns, both(), at.screen_memory(0));
+    return open >= 0 && open < kSampleRows * kSampleColumns / kOpenShare;
+  }
+
+  void fit_queries() const {
+    each(p.rows, [&](int64_t n, int) {
+      at.fits[n] = fit_row(queries, n);
+      at.lines[n] = ScreenRow(at.fits[n], at.limits0[n], p.dim);
+    });
+  }
+
+  // Counts a block of rows by their integers, and what these leave open by its float32 scores.
+  // Returns whether it was worth it; if not, nothing is counted.
+  bool screen_block(int64_t block, int64_t column0, int64_t columns, const ScreenColumns& packed,
+                    int thread) const {
+    const ScreenMemory memory = at.screen_memory(thread);
+    const int64_t row0 = block * at.row_block, rows = rows_of(block);
+    if (screen_rows(queries, row0, rows, at.fits + row0, at.lines + row0, packed, columns, both(),
+                    memory) < 0) {
+      return false;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t n = row0 + r;
+      const ScreenedRow& known = memory.known[r];
+      p.ranks0[n] += known.before;
+      if (known.opened == 0) continue;
+      widen_row(queries, n, memory.row);
+      multiply_listed(memory.row, gallery, column0, known.open, known.opened, memory.scores);
+      for (int32_t i = 0; i < known.opened; ++i) {
+        const float score = memory.scores[i];
+        const int64_t c = known.open[i], m = column0 + c;
+        p.ranks0[n] += comes_first(score, m, at.limits0[n].score, at.limits0[n].bound);
+        if (both()) {
+          memory.counts[c] += comes_first(score, n, at.limit1_score[m], at.limit1_bound[m]);
+        }
+      }
+    }
+    int32_t* const counts = at.counts(thread);
+    for (int64_t c = 0; c < columns && both(); ++c) counts[c] += memory.counts[c];
+    return true;
+  }
+
+  // Screens all rows against a block of the gallery and returns how many blocks of rows wait for
+  // their float32 scores.
+  int64_t screen_columns(int64_t column0, int64_t columns) const {
+    const ScreenColumns packed(at.packed, at.columns, p.dim);
+    each(panel_count(columns, kTileCols), [&](int64_t j, int) {
+      packed.pack_panel(gallery, column0, j, both() ? at.limit1_score : nullptr);
+    });
+    each(at.row_blocks, [&](int64_t i, int thread) {
+      at.waiting[i] = screen_block(i, column0, columns, packed, thread) ? 0 : 1;
+    });
+    int64_t waiting = 0;
+    for (int64_t i = 0; i < at.row_blocks; ++i) waiting += at.waiting[i];
+    return waiting;
+  }
+
+  // All scores in float32.
+
   void pack_panel(int64_t column0, int64_t panel) const {
+    float* const packed = reinterpret_cast<float*>(at.packed);
     for (int64_t k = 0; k < depth_blocks(p.dim); ++k) {
       const int64_t depth = block_depth(p.dim, k);
       pack_column_panel(gallery, column0 + panel * kTileCols, k * kDepthBlock, depth,
-                        packed + k * kDepthBlock * layout.columns + panel * depth * kTileCols);
+                        packed + k * kDepthBlock * pitch() + panel * depth * kTileCols);
     }
   }
+  int64_t pitch() const { return at.columns < kColumnBlock ? at.columns : kColumnBlock; }
 
   // Scores of a block of rows with the packed columns, counted both ways.
-  void count_block(int64_t row0, int64_t column0, int64_t columns,
-                   const ThreadMemory& memory) const {
-    const int64_t rows = p.rows - row0 < kRowBlock ? p.rows - row0 : kRowBlock;
+  void count_block(int64_t block, int64_t column0, int64_t columns, const BlockMemory& memory,
+                   int32_t* counts) const {
+    const int64_t row0 = block * at.row_block, rows = rows_of(block);
     const int64_t row_panels = panel_count(rows, kTileRows);
     const int64_t column_panels = panel_count(columns, kTileCols);
     for (int64_t k = 0; k < depth_blocks(p.dim); ++k) {
@@ -186,85 +231,93 @@ struct Job {
         pack_row_panel(queries, row0 + i * kTileRows, k * kDepthBlock, depth, memory.scratch,
                        memory.rows + i * depth * kTileRows);
       }
-      const float* const block = packed + k * kDepthBlock * layout.columns;
+      const float* const packed =
+          reinterpret_cast<const float*>(at.packed) + k * kDepthBlock * pitch();
       for (int64_t j = 0; j < column_panels; ++j) {
         for (int64_t i = 0; i < row_panels; ++i) {
-          multiply_tile(memory.rows + i * depth * kTileRows, block + j * depth * kTileCols, depth,
-                        k == 0, memory.scores + i * kTileRows * layout.columns + j * kTileCols,
-                        layout.columns);
+          multiply_tile(memory.rows + i * depth * kTileRows, packed + j * depth * kTileCols, depth,
+                        k == 0, memory.scores + i * kTileRows * pitch() + j * kTileCols, pitch());
         }
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      p.ranks0[row0 + r] += count_row(memory.scores + r * layout.columns, columns,
-                                      static_cast<int32_t>(column0), limits0[row0 + r]);
+      p.ranks0[row0 + r] += count_row(memory.scores + r * pitch(), columns,
+                                      static_cast<int32_t>(column0), at.limits0[row0 + r]);
     }
-    if (p.ranks1 == nullptr) return;
+    if (!both()) return;
     for (int64_t c = 0; c < columns; c += kLanes) {
-      const VecF score = load(limit1_score + column0 + c);
-      const VecI bound = load(limit1_bound + column0 + c);
-      VecI counted = load(memory.counts + c);
+      const VecF score = load(at.limit1_score + column0 + c);
+      const VecI bound = load(at.limit1_bound + column0 + c);
+      VecI counted = load(counts + c);
       for (int64_t r = 0; r < rows; ++r) {
-        const VecF s = load(memory.scores + r * layout.columns + c);
+        const VecF s = load(memory.scores + r * pitch() + c);
         const VecI index = splat_int(static_cast<int32_t>(row0 + r));
         counted -= (s > score) | ((s == score) & (index > bound));
       }
-      store(memory.counts + c, counted);
+      store(counts + c, counted);
+    }
+  }
+
+  // Of the blocks of rows that wait, with columns [column0, column0 + columns).
+  void multiply_columns(int64_t column0, int64_t columns) const {
+    for (int64_t first = 0; first < columns; first += kColumnBlock) {
+      const int64_t count = columns - first < kColumnBlock ? columns - first : kColumnBlock;
+      each(panel_count(count, kTileCols), [&](int64_t j, int) { pack_panel(column0 + first, j); });
+      each(at.row_blocks, [&](int64_t i, int thread) {
+        if (at.waiting[i] == 0) return;
+        count_block(i, column0 + first, count, at.block_memory(thread), at.counts(thread) + first);
+      });
     }
   }
 
   void run() const {
-    const int64_t panels = panel_count(p.rows, kTileRows);
-    parallel_for(layout.threads, panels, [&](int64_t begin, int64_t end, int thread) {
-      const ThreadMemory memory(layout, workspace, thread);
-      for (int64_t i = begin; i < end; ++i) find_true_scores(i, memory);
-    });
+    each(panel_count(p.rows, kTileRows),
+         [&](int64_t i, int thread) { find_true_scores(i, at.block_memory(thread)); });
     set_limits();
-    for (int64_t column0 = 0; column0 < p.columns; column0 += layout.columns) {
+    bool screening = at.screening && worth_screening();
+    if (screening) fit_queries();
+    for (int64_t i = 0; i < at.row_blocks; ++i) at.waiting[i] = 1;
+    for (int64_t column0 = 0; column0 < p.columns; column0 += at.columns) {
       const int64_t left = p.columns - column0;
-      const int64_t columns = left < layout.columns ? left : layout.columns;
-      parallel_for(layout.threads, panel_count(columns, kTileCols),
-                   [&](int64_t begin, int64_t end, int) {
-                     for (int64_t i = begin; i < end; ++i) pack_panel(column0, i);
-                   });
-      for (int t = 0; t < layout.threads; ++t) {
-        const ThreadMemory memory(layout, workspace, t);
-        for (int64_t c = 0; c < layout.columns; ++c) memory.counts[c] = 0;
+      const int64_t columns = left < at.columns ? left : at.columns;
+      for (int t = 0; t < at.threads; ++t) {
+        for (int64_t c = 0; c < at.columns; ++c) at.counts(t)[c] = 0;
       }
-      parallel_for(layout.threads, panel_count(p.rows, kRowBlock),
-                   [&](int64_t begin, int64_t end, int thread) {
-                     const ThreadMemory memory(layout, workspace, thread);
-                     for (int64_t i = begin; i < end; ++i) {
-                       count_block(i * kRowBlock, column0, columns, memory);
-                     }
-                   });
-      if (p.ranks1 == nullptr) continue;
-      for (int64_t c = 0; c < columns; ++c) {
-        int64_t counted = 0;
-        for (int t = 0; t < layout.threads; ++t) {
-          counted += ThreadMemory(layout, workspace, t).counts[c];
+      int64_t waiting = at.row_blocks;
+      if (screening) waiting = screen_columns(column0, columns);
+      if (waiting > 0) multiply_columns(column0, columns);
+      if (static_cast<double>(waiting) > kHopeless * static_cast<double>(at.row_blocks)) {
+        if (screening) {
+          for (int64_t i = 0; i < at.row_blocks; ++i) at.waiting[i] = 1;
         }
-        const RankLimit limit = {0.0f, 0, limit1_item[column0 + c]};
+        screening = false;
+      }
+      for (int64_t c = 0; c < columns && both(); ++c) {
+        int64_t counted = 0;
+        for (int t = 0; t < at.threads; ++t) counted += at.counts(t)[c];
+        const RankLimit limit = {0.0f, 0, at.limit1_item[column0 + c]};
         p.ranks1[column0 + c] = rank_of(limit, p.ties, counted);
       }
     }
     for (int64_t n = 0; n < p.rows; ++n) {
-      p.ranks0[n] = rank_of(limits0[n], p.ties, p.ranks0[n]);
+      p.ranks0[n] = rank_of(at.limits0[n], p.ties, p.ranks0[n]);
     }
   }
 };
 
 Status from_embeddings(const RetrievalRanksParams& p, int threads) {
-  const Layout layout(p, threads);
+  const RankWorkspace at(p, threads);
   switch (p.dtype) {
-    case DType::kFloat32: Job<Float32>(p, layout).run(); return ok_status();
-    case DType::kFloat16: Job<Float16>(p, layout).run(); return ok_status();
-    case DType::kBFloat16: Job<BFloat16>(p, layout).run(); return ok_status();
+    case DType::kFloat32: Job<Float32>(p, at).run(); return ok_status();
+    case DType::kFloat16: Job<Float16>(p, at).run(); return ok_status();
+    case DType::kBFloat16: Job<BFloat16>(p, at).run(); return ok_status();
     default: return unsupported("queries must be float32, float16 or bfloat16");
   }
 }
 
-int64_t workspace(const RetrievalRanksParams& p, int threads) { return Layout(p, threads).bytes; }
+int64_t workspace(const RetrievalRanksParams& p, int threads) {
+  return RankWorkspace(p, threads).bytes;
+}
 
 template <typename Element>
 void rank_scores(const ScoreRanksParams& p, int threads) {

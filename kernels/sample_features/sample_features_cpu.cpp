@@ -3,6 +3,7 @@
 #include "kernels/common/cpu_levels.h"
 #include "kernels/common/simd.h"
 #include "kernels/common/threads.h"
+#include "kernels/sample_features/planned_points.h"
 #include "kernels/sample_features/sample_features.h"
 #include "kernels/sample_features/sample_plan.h"
 #include "kernels/sample_features/sample_point.h"
@@ -15,19 +16,6 @@ namespace {
 template <typename T>
 PW_INLINE T* region(const SampleFeaturesParams& p, int64_t at) {
   return reinterpret_cast<T*>(static_cast<char*>(p.workspace) + at);
-}
-
-// Moves the corners that have weight to the front; returns how many they are.
-PW_INLINE int keep_counting(Corners& corners) {
-  int n = 0;
-  for (int k = 0; k < 4; ++k) {
-    if (corners.weight[k] == 0.0f) continue;
-    corners.weight[n] = corners.weight[k];
-    corners.column[n] = corners.column[k];
-    corners.row[n] = corners.row[k];
-    ++n;
-  }
-  return n;
 }
 
 // Points of the whole batch with their corners, and the bucket that each sorts into.
@@ -54,20 +42,6 @@ void plan_points(const SampleFeaturesParams& p, int threads, int shift, int64_t 
       }
     }
   });
-}
-
-// Counting sort of one image's points; afterwards ends[k] is where bucket k ends in `order`.
-void sort_points(const PlannedPoint* points, int64_t count, int64_t buckets, uint32_t* ends,
-                 uint32_t* order) {
-  __builtin_memset(ends, 0, static_cast<size_t>(buckets) * sizeof(uint32_t));
-  for (int64_t m = 0; m < count; ++m) ++ends[points[m].bucket];
-  uint32_t start = 0;
-  for (int64_t k = 0; k < buckets; ++k) {
-    const uint32_t here = ends[k];
-    ends[k] = start;
-    start += here;
-  }
-  for (int64_t m = 0; m < count; ++m) order[ends[points[m].bucket]++] = static_cast<uint32_t>(m);
 }
 
 // Visits every point, sorted by cell: action(thread, index, point, window, c0, count) gets the two
@@ -291,33 +265,8 @@ void write_block(const SampleFeaturesBackwardParams& q, int64_t b, int64_t c0, i
   for (int64_t y = 0; y < p.height; ++y) {
     const float* row = cells + y * p.width * kGradientBlock;
     T* target = map + y * q.grad_stride[2];
-    if (q.grad_stride[1] == 1) {
-      for (int64_t x = 0; x < p.width; ++x) {
-        each_chunk(count, [&](int64_t c, int n) __attribute__((always_inline)) {
-          store_chunk<Element>(target + x * q.grad_stride[3] + c,
-                               load(row + x * kGradientBlock + c), n);
-        });
-      }
-      continue;
-    }
-    const int64_t columns = q.grad_stride[3] == 1 ? p.width / kLanes * kLanes : 0;
-    const int64_t whole = count / kLanes * kLanes;
-    for (int64_t c = 0; c < whole; c += kLanes) {
-      for (int64_t x = 0; x < columns; x += kLanes) {
-        VecF block[kLanes];
-        for (int i = 0; i < kLanes; ++i) block[i] = load(row + (x + i) * kGradientBlock + c);
-        transpose(block);
-        for (int i = 0; i < kLanes; ++i) {
-          Element::store(target + (c + i) * q.grad_stride[1] + x, block[i]);
-        }
-      }
-    }
-    for (int64_t c = 0; c < count; ++c) {
-      for (int64_t x = c < whole ? columns : 0; x < p.width; ++x) {
-        store_scalar<Element>(target + c * q.grad_stride[1] + x * q.grad_stride[3],
-                              row[x * kGradientBlock + c]);
-      }
-    }
+    store_row<Element>(row, kGradientBlock, p.width, count, target, q.grad_stride[1],
+                       q.grad_stride[3]);
   }
 }
 

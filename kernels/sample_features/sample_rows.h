@@ -171,6 +171,37 @@ void fill_panel(const typename Element::Storage* row, int64_t channel_stride, in
   }
 }
 
+// The way back: one map row of sums, row[x * pitch + c], rounded into a map with these strides.
+template <typename Element>
+void store_row(const float* row, int64_t pitch, int64_t width, int64_t channels,
+               typename Element::Storage* target, int64_t channel_stride, int64_t column_stride) {
+  if (channel_stride == 1) {
+    for (int64_t x = 0; x < width; ++x) {
+      each_chunk(channels, [&](int64_t c, int n) __attribute__((always_inline)) {
+        store_chunk<Element>(target + x * column_stride + c, load(row + x * pitch + c), n);
+      });
+    }
+    return;
+  }
+  const int64_t columns = column_stride == 1 ? width / kLanes * kLanes : 0;
+  const int64_t whole = channels / kLanes * kLanes;
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    for (int64_t x = 0; x < columns; x += kLanes) {
+      VecF block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = load(row + (x + i) * pitch + c);
+      transpose(block);
+      for (int i = 0; i < kLanes; ++i) {
+        Element::store(target + (c + i) * channel_stride + x, block[i]);
+      }
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t x = c < whole ? columns : 0; x < width; ++x) {
+      store_scalar<Element>(target + c * channel_stride + x * column_stride, row[x * pitch + c]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace PW_LEVEL
 }  // namespace patchword

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -100,33 +101,49 @@ def _on_device_of_first_tensor(implementation: Callable[..., Any]) -> Callable[.
     return guarded
 
 
+# Bound once: a tiny call asks all of them.
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+_deterministic = torch.are_deterministic_algorithms_enabled
+_Parameter = torch.nn.Parameter
+
+
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher can be skipped: no gradient, trace, mode or tensor subclass."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
+    if _is_compiling() or _dispatch_modes() or _function_modes() or _transforms() is not None:
         return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
         if tensor is None:
             continue
-        if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
-            return False
-        if tensor.is_meta:
-            return False
-        if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        kind = type(tensor)
+        if kind is not Tensor and kind is not _Parameter:
             return False
         if grad and tensor.requires_grad:
+            return False
+        if not (tensor.is_cpu or _on_current_gpu(tensor)):
             return False
     return True
 
 
+def _on_current_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.get_device() == torch.cuda.current_device()
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to see this call."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the elements of a tensor begin; 0 for a tensor that is absent."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def runtime(tensor: Tensor) -> tuple[int, int, int]:
@@ -138,12 +155,53 @@ def runtime(tensor: Tensor) -> tuple[int, int, int]:
     return CPU, 0, torch.get_num_threads()
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether the CPU kernels would run for this tensor."""
+    return tensor.is_cpu and not _simulating
+
+
+class _Scratch(threading.local):
+    """Scratch memory of one thread that outlives the call."""
+
+    memory: Tensor | None = None
+    address = 0
+    size = 0
+
+
+_scratch = _Scratch()
+# More than this is given back after the call.
+_KEPT_BYTES = 1 << 22
+
+
+def launch(entry: Callable[..., int], like: Tensor, *arguments: Any) -> None:
+    """Run an entry of ``_C`` on the device of ``like``, with the scratch memory that it wants.
+
+    Args:
+        entry: ``entry((device, stream, threads, scratch, scratch_bytes), *arguments)``. Returns 0
+            when the work is done or queued, else the bytes of scratch to be called again with.
+        like: Tells the device.
+        arguments: What follows; tensors behind addresses in it must be kept by the caller.
+    """
+    # What a GPU still works with belongs to its stream, whose allocator is the one that keeps; and
+    # torch's deterministic mode wants fresh memory, which it fills so that nobody reads it unseen.
+    keeps = like.is_cpu and not _simulating and not _deterministic()
+    if keeps:
+        where = CPU, 0, torch.get_num_threads(), _scratch.address, _scratch.size
+    else:
+        where = (*runtime(like), 0, 0)
+    needed = entry(where, *arguments)
+    if needed == 0:
+        return
+    memory = torch.empty(needed, dtype=torch.uint8, device=like.device)
+    if keeps and needed <= _KEPT_BYTES:
+        _scratch.memory, _scratch.address, _scratch.size = memory, memory.data_ptr(), needed
+    entry((*where[:3], memory.data_ptr(), needed), *arguments)
+
+
 def refuse_device(tensor: Tensor) -> str | None:
     """Why the compiled kernels cannot work on this tensor's device, or None."""
-    if C is None:
+    if C is None or tensor.is_cpu or tensor.is_meta:
         return missing_reason
-    if tensor.device.type in ("cpu", "meta"):
-        return None
     if tensor.is_cuda:
         return cuda_reason()
     return f"there are no compiled kernels for device type {tensor.device.type!r}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 
 import pytest
 
 from benchmarks import chart, result, roofline
+from benchmarks.families import families
 from benchmarks.provenance import ROOT
+from benchmarks.scaling import scaling
 
 SECONDS = {"samples": 30, "median": 2.0, "q1": 1.5, "q3": 2.5, "min": 1.0}
 
@@ -58,6 +61,17 @@ def test_committed_results_are_valid_complete_and_from_clean_trees():
 
 def test_the_page_follows_from_the_committed_results(render):
     assert render.main(["--check"]) == 0
+
+
+def test_pages_about_cuda_say_whether_a_gpu_has_run_it():
+    measured = any(result.load(path)["device"] == "cuda" for path in result.committed())
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "docs" / "benchmarks.md"]
+    pages += [*ROOT.glob("docs/ops/*.md"), *ROOT.glob("kernels/*/README.md")]
+    told = re.compile(r"not (yet )?(be |been )?run on a GPU|not run on a GPU yet")
+    for page in pages:
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        if "CUDA" in text:
+            assert bool(told.search(text)) != measured, f"{page.relative_to(ROOT)}"
 
 
 def test_a_good_record_has_no_fault(record):
@@ -120,3 +134,42 @@ def test_partial_runs_go_to_the_scratch_folder():
     assert result.default_path(facts, "cpu", True).parent.name == "1.2.3"
     assert result.default_path(facts, "cpu", False).parent.name == "scratch"
     assert result.default_path(facts, "cpu", True).name == "ops--box--cpu.json"
+
+
+def _at_two_threads(record, ours, peer):
+    row = copy.deepcopy(record["rows"][0]) | {"threads": 2, "clock": "wall"}
+    row["candidates"] = [
+        _candidate("patchword native", "ours", ours),
+        _candidate("peer", "peer", peer),
+    ]
+    return row
+
+
+def test_scaling_compares_the_thread_counts_of_each_long_row(record, render):
+    rows = [record["rows"][0], _at_two_threads(record, 1.0, 2.0)]
+    (found,) = scaling(rows)
+    assert (found["gain"], found["met"]) == (2.0, True)
+    assert found["wanted"] == pytest.approx(1.7)
+    assert (found["peer"], found["peer_gain"]) == ("peer", 1.5)
+    (slow,) = scaling([rows[0], _at_two_threads(record, 1.3, 2.0)])
+    assert not slow["met"]
+    text = "\n".join(render.section({**record, "rows": rows}, "1", "x.png"))
+    assert "| 2.00x of 2 | 1.7x | 1.50x peer |" in text
+
+
+def test_scaling_leaves_out_short_rows_and_rows_without_both_thread_counts(record):
+    short = copy.deepcopy(record["rows"][0])
+    short["candidates"] = [_candidate("patchword native", "ours", 0.5e-3)]
+    assert scaling([short, _at_two_threads(record, 1.0, 2.0)]) == []
+    assert scaling(record["rows"]) == []
+
+
+def test_families_take_the_fastest_comparable_peer_of_each_row(record):
+    slow, fast = record["rows"][0], copy.deepcopy(record["rows"][0])
+    fast |= {"id": "x.z", "ratios": {"peer": 6.0, "other": 24.0, "addition": 0.1}}
+    fast["candidates"].append({**_candidate("addition", "peer", 0.1), "comparable": False})
+    (line,) = families([slow, fast])
+    assert line["mean"] == pytest.approx(3.0)
+    assert (line["worst"], line["worst_row"]) == (1.5, "x.y")
+    assert (line["rows"], line["targets"], line["met"]) == (2, 2, 0)
+    assert families([slow | {"ratios": {}}]) == []

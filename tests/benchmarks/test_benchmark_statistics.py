@@ -31,11 +31,12 @@ def test_calls_up_to_the_slow_limit_get_thirty_samples(seconds):
     assert make_plan(seconds).samples == MIN_SAMPLES
 
 
-def test_slow_calls_get_fewer_samples_but_never_under_five():
-    counts = [make_plan(seconds).samples for seconds in (0.31, 0.6, 1.0, 5.0, 60.0)]
+def test_slow_calls_get_fewer_samples_but_never_under_five_and_one_beyond_twenty_seconds():
+    counts = [make_plan(seconds).samples for seconds in (0.31, 0.6, 1.0, 5.0, 19.0)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] < MIN_SAMPLES
     assert counts[-1] == MIN_SAMPLES_SLOW
+    assert make_plan(21.0).samples == 1
 
 
 def test_short_calls_are_repeated_and_warm():

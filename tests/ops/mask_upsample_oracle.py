@@ -114,12 +114,12 @@ def check_minmax(actual: Tensor, exact: Tensor, tau: float, what: str) -> None:
 
 
 def count_pairs(labels: Tensor, target: Tensor, channels: int) -> Tensor:
-    """The definition of the confusion counts, pair by pair."""
-    counts = torch.zeros(channels, channels, dtype=torch.int64)
-    for wanted, found in zip(target.flatten().tolist(), labels.flatten().tolist(), strict=True):
-        if 0 <= wanted < channels and wanted != 255 and found >= 0:
-            counts[wanted, found] += 1
-    return counts.to(labels.device)
+    """The definition of the confusion counts: how often each pair occurs."""
+    wanted, found = target.cpu().long().flatten(), labels.cpu().long().flatten()
+    kept = (wanted >= 0) & (wanted < channels) & (wanted != 255) & (found >= 0)
+    pairs, times = torch.unique(wanted[kept] * channels + found[kept], return_counts=True)
+    counts = torch.zeros(channels * channels, dtype=torch.int64).index_copy(0, pairs, times)
+    return counts.view(channels, channels).to(labels.device)
 
 
 def reference_gradient(

@@ -56,6 +56,16 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "pair_attention": lambda: (_tokens(6), {"cross": True}),
     "pamr": lambda: ((torch.rand(1, 3, 5, 4), torch.rand(1, 2, 5, 4), (1, 2), 2), {}),
     "patch_similarity": lambda: ((torch.randn(1, 6, 8), torch.randn(3, 8)), {}),
+    "point_infonce": lambda: (
+        (
+            torch.randn(2, 3, 4, 4),
+            torch.tensor([0, 1]),
+            torch.rand(2, 2),
+            torch.tensor([[1, 0], [0, 1]]),
+            torch.rand(2, 2, 2),
+        ),
+        {},
+    ),
     "retrieval_ranks": lambda: (
         (torch.randn(4, 8), torch.randn(5, 8), torch.tensor([0, 4, 2, -1])),
         {},

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -244,30 +246,64 @@ def test_native_tail_has_the_bits_of_the_torch_form(
         )
         want = keep_mutual(pairs, side0, side1, Rule(threshold, ratio, single))
         out = [[t.clone() for t in (s.indices, s.scores, s.second)] for s in (side0, side1)]
-        pointers = [[t.data_ptr() for t in side] for side in out]
+        pointers = [tuple(t.data_ptr() for t in side) for side in out]
         number = native.METRICS[metric]
-        _library.C.match_mutual_tail((3, n, m, 1), number, *pointers, threshold, ratio, single)
+        _library.C.match_mutual_tail((3, n, m), number, *pointers, threshold, ratio, single)
         for got, expected in zip((out[0][0], out[1][0], out[0][1], out[1][1]), want, strict=True):
             assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
             assert torch.equal(got.isnan(), expected.isnan())
 
 
+SUMMING = [
+    partial(ops.match_logsumexp, inverse_temperature=3.0),
+    ops.dual_softmax_matches,
+    partial(ops.dual_softmax_matches, threshold=0.2),
+    partial(ops.dual_softmax_matches, threshold=-1.0),
+]
+
+
+def every_matcher(metric: str) -> list[Callable[..., object]]:
+    found = [
+        ops.mutual_nearest_neighbors,
+        partial(ops.mutual_nearest_neighbors, ratio=0.9),
+        partial(ops.mutual_nearest_neighbors, ratio=1.0, allow_single=True, threshold=-3.0),
+        ops.nearest_neighbors,
+        partial(ops.nearest_neighbors, k=3),
+        lambda a, b, **options: ops.cycle_consistency(a, b, a[..., :2].nan_to_num(), **options),
+        *([] if metric == "l2" else SUMMING),
+    ]
+    return [partial(match, metric=metric) for match in found]
+
+
 @needs_native
 @pytest.mark.parametrize("metric", METRICS)
-def test_whole_mutual_match_has_the_bits_of_the_torch_form(
+def test_direct_calls_have_the_bits_of_the_long_way(
     metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = torch.randint(-2, 3, (3, 40, 4)).float(), torch.randint(-2, 3, (3, 31, 4)).float()
     a[1, 3], b[2, 5] = math.nan, math.nan
     lengths = {"lengths0": torch.tensor([40, 0, 17]), "lengths1": torch.tensor([31, 9, 1])}
-    cases = [
-        {**options, **ragged}
-        for options in ({}, {"ratio": 0.9}, {"ratio": 1.0, "allow_single": True, "threshold": -3.0})
-        for ragged in ({}, lengths)
+    masks = {"valid0": torch.rand(3, 40) < 0.5, "valid1": torch.rand(31, 3).T < 0.5}
+    one = {"lengths0": torch.tensor([33]), "valid1": torch.rand(62)[::2] < 0.5}
+    calls = [
+        partial(match, *sets, **options)
+        for match in every_matcher(metric)
+        for sets, options in (
+            ((a, b), {}),
+            ((a, b), lengths),
+            ((a, b), {**lengths, **masks}),
+            ((a[0].T.contiguous().T, b[0]), one),
+        )
     ]
-    fast = [ops.mutual_nearest_neighbors(a, b, metric=metric, **case) for case in cases]
-    monkeypatch.setattr(native, "mutual_matches", lambda *_: None)
-    slow = [ops.mutual_nearest_neighbors(a, b, metric=metric, **case) for case in cases]
-    for one, two in zip(fast, slow, strict=True):
-        for field in ("matches0", "matches1", "scores0", "scores1"):
-            assert torch.equal(getattr(one, field), getattr(two, field)), field
+    direct = [call() for call in calls]
+    monkeypatch.setattr(native, "direct", lambda *_: False)
+    for call, got in zip(calls, direct, strict=True):
+        want = call()
+        pairs = (
+            zip(got, want, strict=True)
+            if isinstance(got, tuple)
+            else ((getattr(got, f.name), getattr(want, f.name)) for f in fields(got))
+        )
+        for one_field, other in pairs:
+            assert torch.equal(one_field.nan_to_num(7.0), other.nan_to_num(7.0)), call
+            assert torch.equal(one_field.isnan(), other.isnan()), call

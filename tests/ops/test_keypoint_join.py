@@ -173,8 +173,7 @@ def test_hostile_values_stay_in_bounds(cpu_level):
 def test_registration():
     arguments = collection([20, 30, 25], 50)
     torch.library.opcheck(torch.ops.patchword.keypoint_join_count.default, arguments)
-    counts, flags = torch.ops.patchword.keypoint_join_count(*arguments)
-    starts = torch.nn.functional.pad(counts.flatten().cumsum(0), (1, 0))
+    starts, flags, _, _ = torch.ops.patchword.keypoint_join_count(*arguments)
     torch.library.opcheck(
         torch.ops.patchword.keypoint_join_fill.default, (*arguments, flags, starts, 99)
     )

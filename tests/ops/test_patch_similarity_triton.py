@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from similarity_checks import DTYPES, check, random_inputs
+from triton_interpreter import interpret
 
 from patchword.errors import BackendError
 from patchword.ops import patch_similarity
@@ -45,23 +43,7 @@ print("right")
 
 
 def test_matches_reference() -> None:
-    pytest.importorskip("triton")
-    here = Path(__file__).parent
-    # The interpreter must be chosen before triton is imported.
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(here), *sys.path]),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", _SCRIPT],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "right"
+    assert interpret(_SCRIPT) == "right"
 
 
 @pytest.mark.cuda

@@ -73,6 +73,12 @@ def call(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Call:
     return bind(build(tmp_path_factory.mktemp("simt"), ROOT / "tests/simt/selftest.cu"))
 
 
+@pytest.fixture(scope="session")
+def wgmma_call(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Call:
+    """As ``call``, for the entry points of ``selftest_wgmma.cu``."""
+    return bind(build(tmp_path_factory.mktemp("wgmma"), ROOT / "tests/simt/selftest_wgmma.cu"))
+
+
 @pytest.fixture(params=["forward", "reverse", "random:1", "random:2"])
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PATCHWORD_SIMT_ORDER", request.param)

@@ -74,12 +74,13 @@ def test_address_sanitizer_finds_writes_outside_shared_memory(
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_nvcc_compiles_the_same_source(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize("kernels", ["selftest.cu", "selftest_wgmma.cu"])
+def test_nvcc_compiles_the_same_source(tmp_path: Path, kernels: str, architecture: str) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     command = [nvcc, "-std=c++20", f"-arch={architecture}", f"-I{ROOT}", "-Werror=all-warnings"]
-    command += ["-c", str(KERNELS), "-o", str(tmp_path / "selftest.o")]
+    command += ["-c", str(HERE / kernels), "-o", str(tmp_path / "selftest.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -105,6 +105,7 @@ OPS: dict[str, str] = {
     "match_score": "match_score",
     "pamr": "pamr",
     "patch_similarity": "patch_similarity",
+    "point_infonce": "point_infonce",
     "retrieval_ranks": "retrieval_ranks",
     "sample_features": "sample_features",
     "score_ranks": "retrieval_ranks",

@@ -66,7 +66,7 @@ def choose(
     Raises:
         BackendError: The forced backend refuses; the message holds its reason.
     """
-    wanted = _check(forced, op) or _forced
+    wanted = _forced if forced is None else _check(forced, op) or _forced
     if wanted is not None:
         refuse = refusals.get(wanted)
         reason = refuse(*args, **options) if refuse else f"{op} has no {wanted} version"

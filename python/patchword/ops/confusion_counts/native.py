@@ -25,34 +25,26 @@ def refuse(prediction: Tensor, target: Tensor, num_classes: int = 1) -> str | No
 
 def _count(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     images, pixels = prediction.shape
-    counts = prediction.new_zeros((images, num_classes, num_classes), dtype=torch.int64)
+    counts = prediction.new_zeros(images, num_classes, num_classes, dtype=torch.int64)
     if pixels == 0 or counts.numel() == 0:
         return counts
     prediction, target = prediction.contiguous(), target.contiguous()
-    device, stream, threads = _library.runtime(prediction)
-    scratch, size = None, 0
-    while True:
-        size = C.confusion_counts(
-            device,
-            stream,
-            threads,
-            prediction.data_ptr(),
-            target.data_ptr(),
-            counts.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            (DTYPE_TAGS[prediction.dtype], DTYPE_TAGS[target.dtype]),
-            (images, pixels, num_classes),
-            ignore_index,
-        )
-        if size == 0:
-            return counts
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.confusion_counts,
+        prediction,
+        prediction.data_ptr(),
+        target.data_ptr(),
+        counts.data_ptr(),
+        (DTYPE_TAGS[prediction.dtype], DTYPE_TAGS[target.dtype]),
+        (images, pixels, num_classes),
+        ignore_index,
+    )
+    return counts
 
 
 def _fake(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    shape = (prediction.shape[0], num_classes, num_classes)
-    return prediction.new_empty(shape, dtype=torch.int64)
+    images = prediction.shape[0]
+    return prediction.new_empty(images, num_classes, num_classes, dtype=torch.int64)
 
 
 _op = _library.register(

@@ -13,7 +13,7 @@ from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
 from patchword.ops.correspondence import native
-from patchword.ops.correspondence._inputs import prepare
+from patchword.ops.correspondence._inputs import check, with_batch
 from patchword.ops.correspondence.mutual import Rule, confirm, follow, keep_mutual
 from patchword.ops.correspondence.results import CycleConsistency, Matches, NearestNeighbors
 from patchword.ops.correspondence.sweeps import (
@@ -98,12 +98,15 @@ def nearest_neighbors(
         tensor([2, 0])
     """
     name = "nearest_neighbors"
-    pairs = prepare(
-        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
-    )
+    sets, lengths, valid = (descriptors0, descriptors1), (lengths0, lengths1), (valid0, valid1)
+    check(name, sets, metric, lengths, valid)
     if not 1 <= k <= native.MAX_TOP_K:
         raise OptionError(f"{name}: k must be in [1, {native.MAX_TOP_K}], got {k}.")
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1, k=k)
+    options = (*lengths, *valid)
+    if use == "native" and native.direct(sets, *options):
+        return NearestNeighbors(*native.nearest(sets, options, native.METRICS[metric], k))
+    pairs = with_batch(sets, metric, lengths, valid)
     indices, scores = top_k(pairs, k, use)
     scores = pair_scores(pairs, indices, scores)
     if k == 1:
@@ -168,24 +171,16 @@ def mutual_nearest_neighbors(
         tensor([1, 2, 0])
     """
     name = "mutual_nearest_neighbors"
-    pairs = prepare(
-        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
-    )
+    sets, lengths, valid = (descriptors0, descriptors1), (lengths0, lengths1), (valid0, valid1)
+    check(name, sets, metric, lengths, valid)
     if ratio is not None and not ratio > 0:
         raise OptionError(f"{name}: ratio must be positive, got {ratio}.")
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
     rule = Rule(threshold, ratio, allow_single)
-    if use == "native":
-        found = native.mutual_matches(
-            pairs.descriptors,
-            pairs.lengths,
-            pairs.valid,
-            native.METRICS[metric],
-            (descriptors0.shape[:-1], descriptors1.shape[:-1]),
-            rule,
-        )
-        if found is not None:
-            return Matches(*found)
+    options = (*lengths, *valid)
+    if use == "native" and native.direct(sets, *options):
+        return Matches(*native.mutual_matches(sets, options, native.METRICS[metric], 1.0, rule))
+    pairs = with_batch(sets, metric, lengths, valid)
     side0, side1 = best_both_ways(pairs, use, second=ratio is not None)
     return Matches(*(pairs.strip(t) for t in keep_mutual(pairs, side0, side1, rule)))
 
@@ -238,9 +233,8 @@ def cycle_consistency(
         tensor([16.,  0.])
     """
     name = "cycle_consistency"
-    pairs = prepare(
-        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
-    )
+    sets, lengths, valid = (descriptors0, descriptors1), (lengths0, lengths1), (valid0, valid1)
+    check(name, sets, metric, lengths, valid)
     if points0.shape != (*descriptors0.shape[:-1], 2):
         wanted = [*descriptors0.shape[:-1], 2]
         raise ShapeError(
@@ -254,21 +248,32 @@ def cycle_consistency(
             f"got {points0.dtype} on {points0.device}."
         )
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
+    options = (*lengths, *valid)
+    if use == "native" and native.direct(sets, *options):
+        number = native.METRICS[metric]
+        there, back, distance, scores = native.cycle(sets, options, number, points0)
+        if distance is None:
+            distance = _return_distance(points0, back)
+        return CycleConsistency(there, back, distance, scores)
+    pairs = with_batch(sets, metric, lengths, valid)
     side0, side1 = best_both_ways(pairs, use, second=False)
     there = side0.indices
     if side1.indices.shape[1] == 0:
         back = torch.full_like(there, -1)
     else:
         back = side1.indices.gather(1, there.clamp_min(0)).masked_fill(there < 0, -1)
-    points = points0 if pairs.batched else points0[None]
-    if points.shape[1] == 0:
-        distance = points.new_empty(points.shape[:2])
-    else:
-        ends = points.gather(1, back.clamp_min(0)[..., None].expand(-1, -1, 2))
-        distance = torch.linalg.vector_norm(ends - points, dim=-1)
-        distance = distance.masked_fill(back < 0, math.inf)
+    distance = _return_distance(points0 if pairs.batched else points0[None], back)
     scores = pair_scores(pairs, there[..., None], side0.scores[..., None])[..., 0]
     return CycleConsistency(*(pairs.strip(t) for t in (there, back, distance, scores)))
+
+
+def _return_distance(points: Tensor, back: Tensor) -> Tensor:
+    """How far every point ``[..., N, 2]`` is from the one that its trip ends at; inf for none."""
+    if points.shape[-2] == 0:
+        return points.new_empty(points.shape[:-1])
+    ends = points.gather(-2, back.clamp_min(0)[..., None].expand(*points.shape))
+    distance = torch.linalg.vector_norm(ends - points, dim=-1)
+    return distance.masked_fill(back < 0, math.inf)
 
 
 def match_logsumexp(
@@ -319,11 +324,14 @@ def match_logsumexp(
         tensor([1., 0.])
     """
     name = "match_logsumexp"
-    pairs = prepare(
-        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
-    )
+    sets, lengths, valid = (descriptors0, descriptors1), (lengths0, lengths1), (valid0, valid1)
+    check(name, sets, metric, lengths, valid)
     _check_sums(name, metric, inverse_temperature)
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
+    options = (*lengths, *valid)
+    if use == "native" and native.direct(sets, *options):
+        return native.sums(sets, options, native.METRICS[metric], inverse_temperature)
+    pairs = with_batch(sets, metric, lengths, valid)
     rows, columns = logsumexp_both_ways(pairs, inverse_temperature, use)
     return pairs.strip(rows), pairs.strip(columns)
 
@@ -390,11 +398,16 @@ def dual_softmax_matches(
         tensor([0, 1])
     """
     name = "dual_softmax_matches"
-    pairs = prepare(
-        name, descriptors0, descriptors1, metric, (lengths0, lengths1), (valid0, valid1)
-    )
+    sets, lengths, valid = (descriptors0, descriptors1), (lengths0, lengths1), (valid0, valid1)
+    check(name, sets, metric, lengths, valid)
     _check_sums(name, metric, inverse_temperature)
     use = _backends.choose(name, refusals, backend, descriptors0, descriptors1)
+    options = (*lengths, *valid)
+    if use == "native" and native.direct(sets, *options):
+        number = native.METRICS[metric]
+        found = native.dual_softmax(sets, options, number, inverse_temperature, threshold)
+        return Matches(*found)
+    pairs = with_batch(sets, metric, lengths, valid)
     rows, columns = logsumexp_both_ways(pairs, inverse_temperature, use)
     biased = pairs.with_terms(2 * inverse_temperature, -rows.detach(), -columns.detach())
     side0, side1 = best_both_ways(biased, use, second=False)

@@ -69,57 +69,62 @@ def _check_option(
         )
 
 
-def prepare(
+def check(
     name: str,
-    descriptors0: Tensor,
-    descriptors1: Tensor,
+    descriptors: tuple[Tensor, Tensor],
     metric: str,
     lengths: tuple[Tensor | None, Tensor | None],
     valid: tuple[Tensor | None, Tensor | None],
-) -> Pairs:
+) -> None:
     """Check shapes, element types, devices and the metric; never looks at values."""
     if metric not in METRICS:
         raise OptionError(f'{name}: metric must be "cosine", "dot" or "l2", got {metric!r}.')
-    if descriptors0.ndim not in (2, 3):
+    descriptors0, descriptors1 = descriptors
+    shape0, shape1 = descriptors0.shape, descriptors1.shape
+    rank = len(shape0)
+    if rank not in (2, 3):
         raise ShapeError(
-            f"{name}: descriptors0 must have shape [N, D] or [P, N, D], "
-            f"got {list(descriptors0.shape)}.",
+            f"{name}: descriptors0 must have shape [N, D] or [P, N, D], got {list(shape0)}.",
             "[N, D] or [P, N, D]",
-            tuple(descriptors0.shape),
+            tuple(shape0),
         )
-    batched = descriptors0.ndim == 3
-    if (
-        descriptors1.ndim != descriptors0.ndim
-        or descriptors1.shape[-1] != descriptors0.shape[-1]
-        or descriptors1.shape[:-2] != descriptors0.shape[:-2]
-    ):
-        wanted = [*descriptors0.shape[:-2], "M", descriptors0.shape[-1]]
+    if len(shape1) != rank or shape1[-1] != shape0[-1] or (rank == 3 and shape1[0] != shape0[0]):
+        wanted = [*shape0[:-2], "M", shape0[-1]]
         raise ShapeError(
             f"{name}: descriptors1 must have shape {wanted} beside descriptors0 "
-            f"{list(descriptors0.shape)}, got {list(descriptors1.shape)}.",
+            f"{list(shape0)}, got {list(shape1)}.",
             tuple(wanted),
-            tuple(descriptors1.shape),
+            tuple(shape1),
         )
-    if not descriptors0.is_floating_point() or descriptors0.dtype != descriptors1.dtype:
+    dtype = descriptors0.dtype
+    if not dtype.is_floating_point or dtype != descriptors1.dtype:
         raise DTypeError(
             f"{name}: descriptors must share one floating-point dtype, "
-            f"got {descriptors0.dtype} and {descriptors1.dtype}."
+            f"got {dtype} and {descriptors1.dtype}."
         )
     if descriptors0.device != descriptors1.device:
         raise DTypeError(
             f"{name}: descriptors must be on one device, "
             f"got {descriptors0.device} and {descriptors1.device}."
         )
-    for i, side in enumerate((descriptors0, descriptors1)):
+    for i, side in enumerate(descriptors):
         if (length := lengths[i]) is not None:
-            batch = side.shape[0] if batched else 1
+            batch = side.shape[0] if rank == 3 else 1
             _check_option(name, f"lengths{i}", length, torch.int64, (batch,), side)
         if (mask := valid[i]) is not None:
             shape = tuple(side.shape[:-1])
             _check_option(name, f"valid{i}", mask, torch.bool, shape, side)
-    if batched:
-        return Pairs((descriptors0, descriptors1), metric, lengths, valid, True)
+
+
+def with_batch(
+    descriptors: tuple[Tensor, Tensor],
+    metric: str,
+    lengths: tuple[Tensor | None, Tensor | None],
+    valid: tuple[Tensor | None, Tensor | None],
+) -> Pairs:
+    """Checked inputs with a batch dimension, which is added where there is none."""
+    if descriptors[0].ndim == 3:
+        return Pairs(descriptors, metric, lengths, valid, True)
+    a, b = descriptors
     masks = [None if mask is None else mask[None] for mask in valid]
-    return Pairs(
-        (descriptors0[None], descriptors1[None]), metric, lengths, (masks[0], masks[1]), False
-    )
+    return Pairs((a[None], b[None]), metric, lengths, (masks[0], masks[1]), False)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
@@ -17,10 +16,6 @@ MAX_TOP_K = 32
 # On CUDA each further candidate costs a sweep of its own.
 MAX_CUDA_TOP_K = 8
 _MAX_ROWS = 2**31 - 64
-
-# A workspace up to this size outlives the call, one per thread.
-_KEPT_BYTES = 2**20
-_kept = threading.local()
 
 
 def refuse(descriptors0: Tensor, descriptors1: Tensor, *_: Tensor, k: int = 1) -> str | None:
@@ -36,68 +31,45 @@ def refuse(descriptors0: Tensor, descriptors1: Tensor, *_: Tensor, k: int = 1) -
 
 
 def _side(
-    descriptors: Tensor, lengths: Tensor | None, valid: Tensor | None, bias: Tensor | None
-) -> tuple[tuple[int, int, int, int], tuple[int, ...], tuple[int, ...]]:
-    pointers = (
-        descriptors.data_ptr(),
-        0 if lengths is None else lengths.data_ptr(),
-        0 if valid is None else valid.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-    )
-    return pointers, descriptors.stride(), (0, 0) if valid is None else valid.stride()
+    descriptors: Tensor,
+    lengths: Tensor | None = None,
+    valid: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """One set as the entries read it, ``[P, N, D]`` or ``[N, D]``."""
+    own = descriptors.data_ptr(), descriptors.shape, descriptors.stride()
+    if lengths is None and valid is None and bias is None:
+        return (*own, 0, 0, 0, ())
+    lengths = None if lengths is None else lengths.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    strides = () if valid is None else valid.stride()
+    addresses = _library.address(lengths), _library.address(valid), _library.address(bias)
+    # The last part only keeps alive what the addresses point at.
+    return (*own, *addresses, strides, (lengths, bias))
 
 
-def _workspace(size: int, like: Tensor) -> Tensor:
-    if size > _KEPT_BYTES or not like.is_cpu:
-        return torch.empty(size, dtype=torch.uint8, device=like.device)
-    kept: Tensor | None = getattr(_kept, "workspace", None)
-    if kept is None:
-        kept = _kept.workspace = torch.empty(_KEPT_BYTES, dtype=torch.uint8)
-    return kept
+def _call(
+    entry: Any,
+    descriptors: tuple[Tensor, Tensor],
+    options: tuple[Tensor | None, ...],
+    metric: int,
+    scale: float,
+    *rest: Any,
+) -> None:
+    """Run an entry on both sets; ``options`` are lengths, masks and maybe biases of either."""
+    a, b = descriptors
+    sides = _side(a, *options[0::2]), _side(b, *options[1::2])
+    _library.launch(entry, a, DTYPE_TAGS[a.dtype], metric, scale, *sides, *rest)
 
 
-class _Call:
-    """The arguments that both entry points share, with the tensors kept alive behind them."""
-
-    def __init__(
-        self,
-        descriptors0: Tensor,
-        descriptors1: Tensor,
-        options: tuple[Tensor | None, ...],
-        metric: int,
-        scale: float,
-        k: int,
-        *,
-        sums: bool = False,
-    ) -> None:
-        a, b = descriptors0, descriptors1
-        kept = [None if t is None else t.contiguous() for t in (options[0], options[1])]
-        biases = [None if t is None else t.contiguous() for t in (options[4], options[5])]
-        self.sizes = (a.shape[0], a.shape[1], b.shape[1], a.shape[2])
-        device, stream, threads = _library.runtime(a)
-        if device == _library.CPU:
-            size = C.match_workspace(threads, self.sizes, k)
-        else:
-            size = C.match_cuda_workspace(self.sizes, DTYPE_TAGS[a.dtype], sums)
-        self.workspace = _workspace(size, a)
-        self._alive = (*kept, *biases)
-        self.arguments = (
-            device,
-            stream,
-            threads,
-            self.sizes,
-            DTYPE_TAGS[a.dtype],
-            metric,
-            scale,
-            *_side(a, kept[0], options[2], biases[0]),
-            *_side(b, kept[1], options[3], biases[1]),
-            self.workspace.data_ptr(),
-        )
+def _any_empty(a: Tensor, b: Tensor) -> bool:
+    shape = a.shape
+    return shape[0] == 0 or shape[-2] == 0 or b.shape[-2] == 0
 
 
 def _outputs(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    indices = torch.empty(shape, dtype=torch.int64, device=like.device)
-    return indices, torch.empty(shape, dtype=torch.float32, device=like.device)
+    indices = like.new_empty(*shape, dtype=torch.int64)
+    return indices, like.new_empty(*shape, dtype=torch.float32)
 
 
 def _fill_none(*outputs: Tensor) -> None:
@@ -106,56 +78,26 @@ def _fill_none(*outputs: Tensor) -> None:
 
 
 def _best(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    lengths0: Tensor | None,
-    lengths1: Tensor | None,
-    valid0: Tensor | None,
-    valid1: Tensor | None,
-    bias0: Tensor | None,
-    bias1: Tensor | None,
-    metric: int,
-    scale: float,
-    second: bool,
+    descriptors0: Tensor, descriptors1: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    out = _best_fake(
-        descriptors0,
-        descriptors1,
-        lengths0,
-        lengths1,
-        valid0,
-        valid1,
-        bias0,
-        bias1,
-        metric,
-        scale,
-        second,
-    )
-    if descriptors0.shape[0] * descriptors0.shape[1] * descriptors1.shape[1] == 0:
+    out = _best_fake(descriptors0, descriptors1, *rest)
+    if _any_empty(descriptors0, descriptors1):
         _fill_none(*out)
         return out
-    options = (lengths0, lengths1, valid0, valid1, bias0, bias1)
-    call = _Call(descriptors0, descriptors1, options, metric, scale, 1)
+    *options, metric, scale, second = rest
     pointers = [t.data_ptr() for t in out]
     if not second:
         pointers[2] = pointers[5] = 0
-    C.match_best(*call.arguments, pointers[:3], pointers[3:], 1)
+    sets = (descriptors0, descriptors1)
+    sides = tuple(pointers[:3]), tuple(pointers[3:])
+    _call(C.match_best, sets, tuple(options), metric, scale, *sides, 1)
     return out
 
 
 def _best_fake(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    lengths0: Tensor | None,
-    lengths1: Tensor | None,
-    valid0: Tensor | None,
-    valid1: Tensor | None,
-    bias0: Tensor | None,
-    bias1: Tensor | None,
-    metric: int,
-    scale: float,
-    second: bool,
+    descriptors0: Tensor, descriptors1: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    second = rest[-1]
     shape0, shape1 = descriptors0.shape[:2], descriptors1.shape[:2]
     indices0, scores0 = _outputs(descriptors0, *shape0)
     indices1, scores1 = _outputs(descriptors0, *shape1)
@@ -164,76 +106,40 @@ def _best_fake(
     return indices0, scores0, second0, indices1, scores1, second1
 
 
-def _topk(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    lengths0: Tensor | None,
-    lengths1: Tensor | None,
-    valid0: Tensor | None,
-    valid1: Tensor | None,
-    metric: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    indices, scores = _topk_fake(
-        descriptors0, descriptors1, lengths0, lengths1, valid0, valid1, metric, k
-    )
-    if descriptors0.shape[0] * descriptors0.shape[1] * descriptors1.shape[1] == 0:
+def _topk(descriptors0: Tensor, descriptors1: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    indices, scores = _topk_fake(descriptors0, descriptors1, *rest)
+    if _any_empty(descriptors0, descriptors1):
         _fill_none(indices, scores)
         return indices, scores
-    options = (lengths0, lengths1, valid0, valid1, None, None)
-    call = _Call(descriptors0, descriptors1, options, metric, 1.0, k)
-    C.match_best(*call.arguments, (indices.data_ptr(), scores.data_ptr(), 0), (0, 0, 0), k)
+    *options, metric, k = rest
+    sets, out = (descriptors0, descriptors1), (indices.data_ptr(), scores.data_ptr(), 0)
+    _call(C.match_best, sets, tuple(options), metric, 1.0, out, (0, 0, 0), k)
     return indices, scores
 
 
-def _topk_fake(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    lengths0: Tensor | None,
-    lengths1: Tensor | None,
-    valid0: Tensor | None,
-    valid1: Tensor | None,
-    metric: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    return _outputs(descriptors0, *descriptors0.shape[:2], k)
+def _topk_fake(descriptors0: Tensor, descriptors1: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(descriptors0, *descriptors0.shape[:2], rest[-1])
 
 
-def _logsumexp(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    lengths0: Tensor | None,
-    lengths1: Tensor | None,
-    valid0: Tensor | None,
-    valid1: Tensor | None,
-    metric: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    out = _logsumexp_fake(
-        descriptors0, descriptors1, lengths0, lengths1, valid0, valid1, metric, scale
-    )
-    if descriptors0.shape[0] * descriptors0.shape[1] * descriptors1.shape[1] == 0:
-        _fill_none(*out)
-        return out
-    options = (lengths0, lengths1, valid0, valid1, None, None)
-    call = _Call(descriptors0, descriptors1, options, metric, scale, 1, sums=True)
-    C.match_logsumexp(*call.arguments, out[0].data_ptr(), out[1].data_ptr())
-    return out
+def _logsumexp(descriptors0: Tensor, descriptors1: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    rows, columns = _logsumexp_fake(descriptors0, descriptors1)
+    if _any_empty(descriptors0, descriptors1):
+        _fill_none(rows, columns)
+        return rows, columns
+    *options, metric, scale = rest
+    sets, out = (descriptors0, descriptors1), (rows.data_ptr(), columns.data_ptr())
+    _call(C.match_logsumexp, sets, tuple(options), metric, scale, *out)
+    return rows, columns
 
 
 def _logsumexp_fake(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    lengths0: Tensor | None,
-    lengths1: Tensor | None,
-    valid0: Tensor | None,
-    valid1: Tensor | None,
-    metric: int,
-    scale: float,
+    descriptors0: Tensor, descriptors1: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return tuple(  # type: ignore[return-value]  # two of them
-        torch.empty(d.shape[:2], dtype=torch.float32, device=d.device)
-        for d in (descriptors0, descriptors1)
+    *rows, _ = descriptors0.shape
+    *columns, _ = descriptors1.shape
+    return (
+        descriptors0.new_empty(*rows, dtype=torch.float32),
+        descriptors1.new_empty(*columns, dtype=torch.float32),
     )
 
 
@@ -278,38 +184,109 @@ def match_logsumexp(*arguments: Any) -> tuple[Tensor, Tensor]:
     return out
 
 
-def mutual_matches(
-    descriptors: tuple[Tensor, Tensor],
-    lengths: tuple[Tensor | None, Tensor | None],
-    valid: tuple[Tensor | None, Tensor | None],
-    metric: int,
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-    rule: tuple[float | None, float | None, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Mutual matches and their scores, of the given shapes, by two compiled calls on the CPU.
-
-    ``rule`` holds threshold, ratio and allow_single. None where torch has to do it: on other
-    devices, for gradients and traces, and for empty inputs.
-    """
+def direct(descriptors: tuple[Tensor, Tensor], *options: Tensor | None) -> bool:
+    """Whether the functions below can run: on the CPU, without gradients or traces, not empty."""
     a, b = descriptors
     # First of all: what follows cannot be traced.
-    if not _library.plain_eager(a, b, *lengths, *valid):
-        return None
-    if _library.runtime(a)[0] != _library.CPU or not a.is_cpu:
-        return None
-    if a.shape[0] * a.shape[1] * b.shape[1] == 0:
-        return None
-    call = _Call(a, b, (*lengths, *valid, None, None), metric, 1.0, 1)
-    # Without a device: plain_eager has seen that no mode names another default.
-    matches0, matches1 = (torch.empty(shape, dtype=torch.int64) for shape in shapes)
-    scores0, scores1 = (torch.empty(shape, dtype=torch.float32) for shape in shapes)
-    out0, out1 = (
-        (matches0.data_ptr(), scores0.data_ptr(), 0),
-        (matches1.data_ptr(), scores1.data_ptr(), 0),
-    )
+    return _library.plain_eager(a, b, *options) and _library.on_cpu(a) and not _any_empty(a, b)
+
+
+def nearest(
+    descriptors: tuple[Tensor, Tensor], options: tuple[Tensor | None, ...], metric: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """Indices and scores ``[..., N]`` (``[..., N, k]``) of the ``k`` best, by one compiled call."""
+    *rows, _ = descriptors[0].shape
+    indices, scores = _outputs(descriptors[0], *rows, *(() if k == 1 else (k,)))
+    out = indices.data_ptr(), scores.data_ptr(), 0
+    _call(C.match_best, descriptors, options, metric, 1.0, out, (0, 0, 0), k)
+    return indices, scores
+
+
+def mutual_matches(
+    descriptors: tuple[Tensor, Tensor],
+    options: tuple[Tensor | None, ...],
+    metric: int,
+    scale: float,
+    rule: tuple[float | None, float | None, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mutual matches and their scores, by one compiled call.
+
+    ``options`` are lengths and masks of either side, and maybe biases; ``rule`` holds threshold,
+    ratio and allow_single.
+    """
+    a, b = descriptors
+    *rows, _ = a.shape
+    *columns, _ = b.shape
+    matches0, scores0 = _outputs(a, *rows)
+    matches1, scores1 = _outputs(b, *columns)
+    second0 = second1 = None
     if rule[1] is not None:
         second0, second1 = torch.empty_like(scores0), torch.empty_like(scores1)
-        out0, out1 = (*out0[:2], second0.data_ptr()), (*out1[:2], second1.data_ptr())
-    C.match_best(*call.arguments, out0, out1, 1)
-    C.match_mutual_tail(call.sizes, metric, out0, out1, *rule)
+    out0 = matches0.data_ptr(), scores0.data_ptr(), _library.address(second0)
+    out1 = matches1.data_ptr(), scores1.data_ptr(), _library.address(second1)
+    _call(C.match_mutual, descriptors, options, metric, scale, out0, out1, *rule)
     return matches0, matches1, scores0, scores1
+
+
+def sums(
+    descriptors: tuple[Tensor, Tensor],
+    options: tuple[Tensor | None, ...],
+    metric: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of every row and every column, by one compiled call."""
+    rows, columns = _logsumexp_fake(*descriptors)
+    out = rows.data_ptr(), columns.data_ptr()
+    _call(C.match_logsumexp, descriptors, options, metric, scale, *out)
+    return rows, columns
+
+
+def dual_softmax(
+    descriptors: tuple[Tensor, Tensor],
+    options: tuple[Tensor | None, ...],
+    metric: int,
+    inverse_temperature: float,
+    threshold: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mutual maxima of the product of both softmaxes with their probabilities, by two calls."""
+    rows, columns = sums(descriptors, options, metric, inverse_temperature)
+    biased = (*options, rows.neg_(), columns.neg_())
+    found = mutual_matches(
+        descriptors, biased, metric, 2 * inverse_temperature, (None, None, False)
+    )
+    for matches, scores in (found[0::2], found[1::2]):
+        # Rounding must not make a probability exceed 1; "none" is -inf and becomes 0.
+        scores.clamp_max_(0).exp_()
+        if threshold is not None:
+            dropped = ~(scores > threshold)
+            matches.masked_fill_(dropped, -1)
+            scores.masked_fill_(dropped, 0.0)
+    return found
+
+
+def cycle(
+    descriptors: tuple[Tensor, Tensor],
+    options: tuple[Tensor | None, ...],
+    metric: int,
+    points: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Nearest neighbours of set 0, those of them back in set 0, distances, and the scores.
+
+    Distances are left to the caller, None, for points of another type than float32 and for those
+    that need a gradient.
+    """
+    a, b = descriptors
+    *rows, _ = a.shape
+    *columns, _ = b.shape
+    there, scores = _outputs(a, *rows)
+    candidates, unused = _outputs(b, *columns)
+    back = torch.empty_like(there)
+    trip, distance = (back.data_ptr(), 0, 0), None
+    if points.dtype is torch.float32 and _library.plain_eager(points):
+        distance = torch.empty_like(scores)
+        trip = (back.data_ptr(), points.data_ptr(), distance.data_ptr())
+    out0 = there.data_ptr(), scores.data_ptr(), 0
+    out1 = candidates.data_ptr(), unused.data_ptr(), 0
+    strides = points.stride()
+    _call(C.match_cycle, descriptors, options, metric, 1.0, out0, out1, trip, strides)
+    return there, back, distance, scores

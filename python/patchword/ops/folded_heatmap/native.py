@@ -30,35 +30,27 @@ def refuse_heatmap(maps: Tensor, text: Tensor, projection: Tensor | None = None)
 def _fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
     texts, units = text.shape
     channels = projection.shape[1]
-    folded = text.new_empty((texts, channels), dtype=torch.float32)
+    folded = text.new_empty(texts, channels, dtype=torch.float32)
     if folded.numel() == 0:
         return folded
     text = text.float().contiguous()
     projection = projection.float()
     if projection.stride(1) != 1 and channels > 1:
         projection = projection.contiguous()
-    device, stream, threads = _library.runtime(text)
-    scratch, size = None, 0
-    while True:
-        size = C.fold_units(
-            device,
-            stream,
-            threads,
-            text.data_ptr(),
-            projection.data_ptr(),
-            folded.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            (texts, units, channels, top_units),
-            projection.stride(0),
-        )
-        if size == 0:
-            return folded
-        scratch = torch.empty(size, dtype=torch.uint8, device=text.device)
+    _library.launch(
+        C.fold_units,
+        text,
+        text.data_ptr(),
+        projection.data_ptr(),
+        folded.data_ptr(),
+        (texts, units, channels, top_units),
+        projection.stride(0),
+    )
+    return folded
 
 
 def _fake_fold(text: Tensor, projection: Tensor, top_units: int) -> Tensor:
-    return text.new_empty((text.shape[0], projection.shape[1]), dtype=torch.float32)
+    return text.new_empty(text.shape[0], projection.shape[1], dtype=torch.float32)
 
 
 def _cell_stride(maps: Tensor) -> int | None:
@@ -89,32 +81,24 @@ def _heat(
         maps = maps.contiguous()
         cell_stride = 1
     folded = folded.float().contiguous()
-    device, stream, threads = _library.runtime(maps)
-    scratch, size = None, 0
-    while True:
-        size = C.folded_heatmap(
-            device,
-            stream,
-            threads,
-            (
-                maps.data_ptr(),
-                folded.data_ptr(),
-                heat.data_ptr(),
-                location.data_ptr(),
-                mask.data_ptr() if with_mask else 0,
-                0 if scratch is None else scratch.data_ptr(),
-            ),
-            size,
-            (*maps.shape, folded.shape[1]),
-            (*maps.stride()[:2], cell_stride, folded.stride(0) if folded.shape[0] > 1 else 0),
-            DTYPE_TAGS[maps.dtype],
-            threshold,
-            from_minimum,
-            columns_first,
-        )
-        if size == 0:
-            return results
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.folded_heatmap,
+        maps,
+        (
+            maps.data_ptr(),
+            folded.data_ptr(),
+            heat.data_ptr(),
+            location.data_ptr(),
+            mask.data_ptr() if with_mask else 0,
+        ),
+        (*maps.shape, folded.shape[1]),
+        (*maps.stride()[:2], cell_stride, folded.stride(0) if folded.shape[0] > 1 else 0),
+        DTYPE_TAGS[maps.dtype],
+        threshold,
+        from_minimum,
+        columns_first,
+    )
+    return results
 
 
 def _fake_heat(
@@ -128,9 +112,9 @@ def _fake_heat(
     maps_of = (maps.shape[0], folded.shape[1])
     cells = (*maps_of, *maps.shape[2:])
     return (
-        maps.new_empty(cells, dtype=torch.float32),
-        maps.new_empty((*maps_of, 2), dtype=torch.int64),
-        maps.new_empty(cells if with_mask else (0,), dtype=torch.bool),
+        maps.new_empty(*cells, dtype=torch.float32),
+        maps.new_empty(*maps_of, 2, dtype=torch.int64),
+        maps.new_empty(*(cells if with_mask else (0,)), dtype=torch.bool),
     )
 
 

@@ -12,11 +12,7 @@ from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import _backends
 from patchword.ops._backends import Backend
 from patchword.ops.keypoint_join import native
-from patchword.ops.keypoint_join.reference import (
-    DUPLICATES,
-    UNSORTED,
-    keypoint_join_reference,
-)
+from patchword.ops.keypoint_join.reference import keypoint_join_reference
 
 __all__ = ["KeypointJoin", "keypoint_join", "refusals"]
 
@@ -88,8 +84,9 @@ def keypoint_join(
     """
     given = {"ids": ids, "offsets": offsets, "pairs": pairs}
     for name, tensor in given.items():
-        if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
-            raise DTypeError(f"keypoint_join: {name} must be integers, got {tensor.dtype}.")
+        dtype = tensor.dtype
+        if dtype is torch.bool or dtype.is_floating_point or dtype.is_complex:
+            raise DTypeError(f"keypoint_join: {name} must be integers, got {dtype}.")
         if tensor.device != ids.device:
             raise DTypeError(
                 f"keypoint_join: {name} must be on {ids.device} like ids, got {tensor.device}."
@@ -117,5 +114,4 @@ def keypoint_join(
     ids, offsets, pairs = (t if t.dtype is torch.int64 else t.long() for t in given.values())
     chosen = _backends.choose("keypoint_join", refusals, backend, ids, offsets, pairs)
     run = native.keypoint_join_native if chosen == "native" else keypoint_join_reference
-    starts, rows0, rows1, flags = run(ids, offsets, pairs, capacity)
-    return KeypointJoin(starts, rows0, rows1, (flags & DUPLICATES) != 0, (flags & UNSORTED) != 0)
+    return KeypointJoin(*run(ids, offsets, pairs, capacity))

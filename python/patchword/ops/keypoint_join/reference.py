@@ -6,9 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# The same numbers as in kernels/keypoint_join/keypoint_join.h.
-DUPLICATES, UNSORTED = 1, 2
-
 
 def _distinct(ids: Tensor) -> Tensor:
     """Rows of the first occurrences."""
@@ -19,23 +16,23 @@ def _distinct(ids: Tensor) -> Tensor:
 
 def keypoint_join_reference(
     ids: Tensor, offsets: Tensor, pairs: Tensor, capacity: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows with equal ids of each pair of images, by ascending id.
 
     Image ``i`` has ``ids[offsets[i]:offsets[i + 1]]``, ascending; of equal ids the first counts.
-    Returns ``(starts [P + 1], rows0 [J], rows1 [J], flags [I])``: pair ``p`` has the matches
-    ``starts[p]:starts[p + 1]``, rows count from each image's start, and flags say ``DUPLICATES``
-    and ``UNSORTED``. With a capacity the rows are cut to it or padded by -1.
+    Returns ``(starts [P + 1], rows0 [J], rows1 [J], duplicates [I], unsorted [I])``: pair ``p`` has
+    the matches ``starts[p]:starts[p + 1]``, rows count from each image's start, and the last two
+    say whether an image's ids repeat or descend. With a capacity the rows are cut to it or padded
+    by -1.
     """
     lists = [ids[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-    flags = torch.tensor(
-        [
-            DUPLICATES * bool((one[1:] == one[:-1]).any())
-            + UNSORTED * bool((one[1:] < one[:-1]).any())
-            for one in lists
-        ],
-        dtype=torch.uint8,
-        device=ids.device,
+    duplicates, unsorted = (
+        torch.tensor(
+            [bool(bad(one[1:], one[:-1]).any()) for one in lists],
+            dtype=torch.bool,
+            device=ids.device,
+        )
+        for bad in (torch.eq, torch.lt)
     )
     none = ids.new_zeros(0)
     counts, found = [0], [torch.zeros(2, 0, dtype=torch.int64, device=ids.device)]
@@ -58,4 +55,4 @@ def keypoint_join_reference(
         size = min(capacity, rows.shape[1])
         kept[:, :size] = rows[:, :size]
         rows = kept
-    return starts, rows[0], rows[1], flags
+    return starts, rows[0], rows[1], duplicates, unsorted

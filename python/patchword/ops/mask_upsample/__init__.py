@@ -159,42 +159,14 @@ def mask_upsample(
     if output == "probabilities":
         output = "sigmoid" if logits.shape[1] == 1 else "softmax"
     chosen = _backends.choose("mask_upsample", refusals, backend, logits, output)
+    reading = reference.Reading(size, mode, align_corners, class_mask, region)
     if output in ("labels", "labels_confidence"):
         ignore = checks.check_labels("mask_upsample", label_dtype, ignore_index, logits.shape[1])
         if output == "labels":
-            decide = _LABELS[chosen]
-            return decide(
-                logits.detach() if logits.requires_grad else logits,
-                size,
-                mode=mode,
-                align_corners=align_corners,
-                label_dtype=label_dtype,
-                ignore_index=ignore,
-                class_mask=class_mask,
-                region=region,
-            )
+            logits = logits.detach() if logits.requires_grad else logits
+            return _LABELS[chosen](logits, reading, label_dtype, ignore)
         both = native.labels_confidence if chosen == "native" else reference.labels_confidence
-        return both(
-            logits,
-            size,
-            mode=mode,
-            align_corners=align_corners,
-            label_dtype=label_dtype,
-            ignore_index=ignore,
-            class_mask=class_mask,
-            region=region,
-            scale=scale,
-        )
+        return both(logits, reading, label_dtype, ignore, scale)
     checks.check_threshold("mask_upsample", threshold, logits)
     run = native.maps if chosen == "native" else reference.maps
-    return run(
-        logits,
-        size,
-        mode=mode,
-        align_corners=align_corners,
-        output=output,
-        threshold=threshold,
-        class_mask=class_mask,
-        region=region,
-        scale=scale,
-    )
+    return run(logits, reading, output, threshold, scale)

@@ -14,20 +14,19 @@ from patchword.ops.mask_upsample import native
 
 def check_logits(function: str, logits: Tensor, size: tuple[int, int], mode: str) -> None:
     """Rank, element type and size of the maps, and the mode."""
-    if logits.ndim != 4:
+    shape = logits.shape
+    if len(shape) != 4:
         raise ShapeError(
-            f"{function}: logits must have shape [B, C, h, w], got {list(logits.shape)}.",
+            f"{function}: logits must have shape [B, C, h, w], got {list(shape)}.",
             "[B, C, h, w]",
-            tuple(logits.shape),
+            tuple(shape),
         )
-    if not logits.is_floating_point():
+    if not logits.dtype.is_floating_point:
         raise DTypeError(f"{function}: logits must be floating point, got {logits.dtype}.")
     if len(size) != 2 or size[0] < 0 or size[1] < 0:
         raise OptionError(f"{function}: size must be two numbers (H, W) from 0 up, got {size}.")
-    if logits.shape[2] == 0 or logits.shape[3] == 0:
-        raise ShapeError(
-            f"{function}: logits must have at least one cell, got {list(logits.shape)}."
-        )
+    if shape[2] == 0 or shape[3] == 0:
+        raise ShapeError(f"{function}: logits must have at least one cell, got {list(shape)}.")
     if mode not in native.MODES:
         raise OptionError(f'{function}: mode must be "bilinear" or "bicubic", got {mode!r}.')
 
@@ -100,19 +99,23 @@ def check_temperature(function: str, temperature: float) -> float:
     return 1.0 / temperature
 
 
+_LIMITS = {dtype: (torch.iinfo(dtype).min, torch.iinfo(dtype).max) for dtype in native.LABEL_DTYPES}
+
+
 def check_labels(
     function: str, label_dtype: torch.dtype, ignore_index: int | None, channels: int
 ) -> int:
     """The ignore value, after checking that it and every class fit the type."""
-    if label_dtype not in native.LABEL_DTYPES:
+    limits = _LIMITS.get(label_dtype)
+    if limits is None:
         raise DTypeError(
             f"{function}: label_dtype must be uint8, int16, int32 or int64, got {label_dtype}."
         )
-    limits = torch.iinfo(label_dtype)
+    lowest, highest = limits
     if ignore_index is None:
-        ignore_index = -1 if limits.min < 0 else limits.max
+        ignore_index = -1 if lowest < 0 else highest
     for name, value in (("class", max(channels - 1, 0)), ("ignore_index", ignore_index)):
-        if not limits.min <= value <= limits.max:
+        if not lowest <= value <= highest:
             raise OptionError(
                 f"{function}: label_dtype must hold {name} {value}, got {label_dtype}."
             )

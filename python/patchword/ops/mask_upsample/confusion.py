@@ -67,15 +67,8 @@ def upsampled_confusion(
     logits = logits.detach() if logits.requires_grad else logits
     chosen = _backends.choose(name, _refusals, backend, logits)
     room = native if chosen == "native" else reference
-    counts: Tensor = room.confusion(
-        logits,
-        target,
-        mode=mode,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        class_mask=class_mask,
-        region=region,
-    )
+    reading = reference.Reading(size, mode, align_corners, class_mask, region)
+    counts: Tensor = room.confusion(logits, target, reading, ignore_index)
     return counts
 
 

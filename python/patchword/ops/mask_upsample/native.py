@@ -12,6 +12,7 @@ from torch import Tensor
 from patchword import _library
 from patchword._library import DTYPE_TAGS, C
 from patchword.ops.mask_upsample import reference
+from patchword.ops.mask_upsample.reference import Reading
 
 # The same numbers as in kernels/mask_upsample/mask_upsample.h.
 MODES = {"bilinear": 0, "bicubic": 1}
@@ -34,10 +35,6 @@ def refuse(logits: Tensor, output: str | Tensor = "labels") -> str | None:
     return _library.refuse_device(logits) or _library.refuse_dtype(logits)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _run(
     output: int,
     logits: Tensor,
@@ -57,41 +54,33 @@ def _run(
     scale: float = 1.0,
     ignore_index: int = -1,
 ) -> None:
-    if logits.shape[0] == 0 or 0 in size or (out is not None and out.numel() == 0):
+    pixels = target if out is None else out
+    assert pixels is not None
+    if pixels.numel() == 0:
         if confusion is not None:
             confusion.zero_()
         return
-    device, stream, threads = _library.runtime(logits)
-    sizes = (*logits.shape, *size)
-    tags = (DTYPE_TAGS[logits.dtype], label_tag, mode, output, align_corners)
-    scratch = None
-    if device == _library.CPU:
-        scratch = torch.empty(C.mask_upsample_workspace(threads, tags, sizes), dtype=torch.uint8)
-    elif output == OUTPUTS["minmax"]:  # the range of every map
-        scratch = logits.new_empty((2, logits.shape[0], logits.shape[1]), dtype=torch.int32)
     if class_mask is not None:
         class_mask = class_mask.contiguous()
     if region is not None:
         region = region.contiguous()
     if thresholds is not None:
         thresholds = thresholds.float().expand(logits.shape[0], logits.shape[1])
-    C.mask_upsample_forward(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.mask_upsample_forward,
+        logits,
         (
             logits.data_ptr(),
-            _address(out),
-            _address(confidence),
-            _address(confusion),
-            _address(target),
-            _address(class_mask),
-            _address(region),
-            _address(thresholds),
-            _address(scratch),
+            _library.address(out),
+            _library.address(confidence),
+            _library.address(confusion),
+            _library.address(target),
+            _library.address(class_mask),
+            _library.address(region),
+            _library.address(thresholds),
         ),
-        tags,
-        sizes,
+        (DTYPE_TAGS[logits.dtype], label_tag, mode, output, align_corners),
+        (*logits.shape, *size),
         (
             *logits.stride(),
             0 if class_mask is None or class_mask.ndim == 1 else class_mask.stride(0),
@@ -115,9 +104,7 @@ def _maps(
     region: Tensor | None,
     scale: float,
 ) -> Tensor:
-    out = _maps_fake(
-        logits, size, mode, align_corners, output, threshold, thresholds, class_mask, region, scale
-    )
+    out = _maps_fake(logits, size, mode, align_corners, output)
     _run(
         output,
         logits,
@@ -135,19 +122,11 @@ def _maps(
 
 
 def _maps_fake(
-    logits: Tensor,
-    size: Sequence[int],
-    mode: int,
-    align_corners: bool,
-    output: int,
-    threshold: float,
-    thresholds: Tensor | None,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, output: int, *rest: Any
 ) -> Tensor:
     dtype = torch.bool if output == OUTPUTS["binary"] else logits.dtype
-    return logits.new_empty((logits.shape[0], logits.shape[1], size[0], size[1]), dtype=dtype)
+    batch, channels, _, _ = logits.shape
+    return logits.new_empty(batch, channels, *size, dtype=dtype)
 
 
 _maps_op = _library.register(
@@ -169,9 +148,7 @@ def _labels(
     class_mask: Tensor | None,
     region: Tensor | None,
 ) -> Tensor:
-    out = _labels_fake(
-        logits, size, mode, align_corners, label_tag, ignore_index, class_mask, region
-    )
+    out = _labels_fake(logits, size, mode, align_corners, label_tag)
     _run(
         OUTPUTS["labels"],
         logits,
@@ -188,16 +165,9 @@ def _labels(
 
 
 def _labels_fake(
-    logits: Tensor,
-    size: Sequence[int],
-    mode: int,
-    align_corners: bool,
-    label_tag: int,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, label_tag: int, *_: Any
 ) -> Tensor:
-    return logits.new_empty((logits.shape[0], size[0], size[1]), dtype=_LABEL_OF_TAG[label_tag])
+    return logits.new_empty(logits.shape[0], *size, dtype=_LABEL_OF_TAG[label_tag])
 
 
 _labels_op = _library.register(
@@ -219,9 +189,7 @@ def _confidence(
     region: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    out, confidence = _confidence_fake(
-        logits, size, mode, align_corners, label_tag, ignore_index, class_mask, region, scale
-    )
+    out, confidence = _confidence_fake(logits, size, mode, align_corners, label_tag)
     _run(
         OUTPUTS["labels_confidence"],
         logits,
@@ -240,21 +208,10 @@ def _confidence(
 
 
 def _confidence_fake(
-    logits: Tensor,
-    size: Sequence[int],
-    mode: int,
-    align_corners: bool,
-    label_tag: int,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, size: Sequence[int], mode: int, align_corners: bool, label_tag: int, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    shape = (logits.shape[0], size[0], size[1])
-    return (
-        logits.new_empty(shape, dtype=_LABEL_OF_TAG[label_tag]),
-        logits.new_empty(shape, dtype=torch.float32),
-    )
+    out = _labels_fake(logits, size, mode, align_corners, label_tag)
+    return out, torch.empty_like(out, dtype=torch.float32)
 
 
 _confidence_op = _library.register(
@@ -275,7 +232,7 @@ def _confusion(
     class_mask: Tensor | None,
     region: Tensor | None,
 ) -> Tensor:
-    out = _confusion_fake(logits, target, mode, align_corners, ignore_index, class_mask, region)
+    out = _confusion_fake(logits)
     _run(
         OUTPUTS["confusion"],
         logits,
@@ -292,15 +249,7 @@ def _confusion(
     return out
 
 
-def _confusion_fake(
-    logits: Tensor,
-    target: Tensor,
-    mode: int,
-    align_corners: bool,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def _confusion_fake(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
 
 
@@ -319,22 +268,13 @@ def _backward(grad: Tensor, height: int, width: int, mode: int, align_corners: b
         return out
     if grad.numel() == 0:
         return out.zero_()
-    device, stream, threads = _library.runtime(grad)
-    sizes = (grad.shape[0], grad.shape[1], height, width, grad.shape[2], grad.shape[3])
-    tags = (DTYPE_TAGS[grad.dtype], 0, mode, 0, align_corners)
-    scratch = None
-    if device == _library.CPU:
-        size = C.mask_upsample_grad_workspace(threads, tags, sizes)
-        scratch = torch.empty(size, dtype=torch.uint8)
-    C.mask_upsample_backward(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.mask_upsample_backward,
+        grad,
         grad.data_ptr(),
         out.data_ptr(),
-        _address(scratch),
-        tags,
-        sizes,
+        (DTYPE_TAGS[grad.dtype], 0, mode, 0, align_corners),
+        (grad.shape[0], grad.shape[1], height, width, grad.shape[2], grad.shape[3]),
     )
     return out
 
@@ -369,39 +309,29 @@ class _Upsample(torch.autograd.Function):
         return grad, None, None, None
 
 
-def _differentiable(
-    logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool
-) -> Tensor:
+def _differentiable(logits: Tensor, reading: Reading) -> Tensor:
     out: Tensor = _Upsample.apply(  # type: ignore[no-untyped-call]
-        logits, size, MODES[mode], align_corners
+        logits, reading.size, MODES[reading.mode], reading.align_corners
     )
     return out
 
 
 def maps(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    output: str,
-    threshold: float | Tensor,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, reading: Reading, output: str, threshold: float | Tensor, scale: float
 ) -> Tensor:
     """Same contract as :func:`reference.maps`."""
-    if output == "binary":
+    size, mode, align_corners, class_mask, region = reading
+    if output == "binary" and logits.requires_grad:
         logits = logits.detach()
     elif _library.wants_gradient(logits):
-        out = _differentiable(logits, size, mode, align_corners)
+        out = _differentiable(logits, reading)
         if output == "logits" and class_mask is None and region is None:
             return out
         values = reference.finish_maps(
             out.float(), output=output, class_mask=class_mask, region=region, scale=scale
         )
         return values.to(logits.dtype)
-    each = threshold if isinstance(threshold, Tensor) else None
+    each, number = (threshold, 0.0) if isinstance(threshold, Tensor) else (None, float(threshold))
     run = _maps if _library.plain_eager(logits, each, class_mask, region) else _maps_op
     result: Tensor = run(
         logits,
@@ -409,7 +339,7 @@ def maps(
         MODES[mode],
         align_corners,
         OUTPUTS[output],
-        0.0 if isinstance(threshold, Tensor) else float(threshold),
+        number,
         each,
         class_mask,
         region,
@@ -418,77 +348,39 @@ def maps(
     return result
 
 
-def labels(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def labels(logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int) -> Tensor:
     """Same contract as :func:`reference.labels`."""
+    size, mode, align_corners, class_mask, region = reading
     run = _labels if _library.plain_eager(logits, class_mask, region) else _labels_op
+    tag = DTYPE_TAGS[label_dtype]
     out: Tensor = run(
-        logits,
-        size,
-        MODES[mode],
-        align_corners,
-        DTYPE_TAGS[label_dtype],
-        ignore_index,
-        class_mask,
-        region,
+        logits, size, MODES[mode], align_corners, tag, ignore_index, class_mask, region
     )
     return out
 
 
 def labels_confidence(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Same contract as :func:`reference.labels_confidence`."""
-    detached = logits.detach()
+    size, mode, align_corners, class_mask, region = reading
+    detached = logits.detach() if logits.requires_grad else logits
     run = _confidence if _library.plain_eager(detached, class_mask, region) else _confidence_op
+    tag = DTYPE_TAGS[label_dtype]
     chosen, confidence = run(
-        detached,
-        size,
-        MODES[mode],
-        align_corners,
-        DTYPE_TAGS[label_dtype],
-        ignore_index,
-        class_mask,
-        region,
-        scale,
+        detached, size, MODES[mode], align_corners, tag, ignore_index, class_mask, region, scale
     )
     if _library.wants_gradient(logits):
-        values = _differentiable(logits, size, mode, align_corners).float()
+        values = _differentiable(logits, reading).float()
         confidence = reference.finish_confidence(
             values, class_mask=class_mask, region=region, scale=scale
         )
     return chosen, confidence
 
 
-def confusion(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: str,
-    align_corners: bool,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def confusion(logits: Tensor, target: Tensor, reading: Reading, ignore_index: int) -> Tensor:
     """Same contract as :func:`reference.confusion`."""
+    _, mode, align_corners, class_mask, region = reading
     plain = _library.plain_eager(logits, target, class_mask, region)
     run = _confusion if plain else _confusion_op
     out: Tensor = run(logits, target, MODES[mode], align_corners, ignore_index, class_mask, region)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,24 @@ MAP_OUTPUTS = ("logits", "sigmoid", "softmax", "minmax", "binary")
 
 # A map whose values spread less than this, relative to the largest, is constant up to rounding.
 CONSTANT_SPAN = 4e-6
+
+
+class Reading(NamedTuple):
+    """How maps are read at another size, checked: what every output of the room depends on."""
+
+    size: tuple[int, int]
+    """``(H, W)``."""
+    mode: str
+    """``"bilinear"`` or ``"bicubic"``."""
+    align_corners: bool
+    class_mask: Tensor | None
+    """bool ``[C]`` or ``[B, C]``, True = take part."""
+    region: Tensor | None
+    """bool ``[1 or B, H, W]``, True = evaluate."""
+
+    def upsample(self, logits: Tensor) -> Tensor:
+        """The upsampled maps, as :func:`upsample` makes them."""
+        return upsample(logits, self.size, mode=self.mode, align_corners=self.align_corners)
 
 
 def upsample(logits: Tensor, size: tuple[int, int], *, mode: str, align_corners: bool) -> Tensor:
@@ -143,96 +163,47 @@ def finish_confidence(
 
 
 def maps(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    output: str,
-    threshold: float | Tensor,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, reading: Reading, output: str, threshold: float | Tensor, scale: float
 ) -> Tensor:
     """One of ``MAP_OUTPUTS``, ``[B, C, H, W]``, in the dtype of ``logits`` or bool."""
     out = finish_maps(
-        upsample(logits, size, mode=mode, align_corners=align_corners),
+        reading.upsample(logits),
         output=output,
         threshold=threshold,
-        class_mask=class_mask,
-        region=region,
+        class_mask=reading.class_mask,
+        region=reading.region,
         scale=scale,
     )
     return out if output == "binary" else out.to(logits.dtype)
 
 
-def labels(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def labels(logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int) -> Tensor:
     """Labels of the upsampled maps, ``[B, H, W]``."""
     return finish_labels(
-        upsample(logits, size, mode=mode, align_corners=align_corners),
+        reading.upsample(logits),
         label_dtype=label_dtype,
         ignore_index=ignore_index,
-        class_mask=class_mask,
-        region=region,
+        class_mask=reading.class_mask,
+        region=reading.region,
     )
 
 
 def labels_confidence(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-    scale: float,
+    logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Labels and the softmax probability of each, both ``[B, H, W]``."""
-    values = upsample(logits, size, mode=mode, align_corners=align_corners)
+    values = reading.upsample(logits)
+    kept = {"class_mask": reading.class_mask, "region": reading.region}
     chosen = finish_labels(
-        values.detach(),
-        label_dtype=label_dtype,
-        ignore_index=ignore_index,
-        class_mask=class_mask,
-        region=region,
+        values.detach(), label_dtype=label_dtype, ignore_index=ignore_index, **kept
     )
-    return chosen, finish_confidence(values, class_mask=class_mask, region=region, scale=scale)
+    return chosen, finish_confidence(values, scale=scale, **kept)
 
 
-def confusion(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: str,
-    align_corners: bool,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def confusion(logits: Tensor, target: Tensor, reading: Reading, ignore_index: int) -> Tensor:
     """``[C, C]`` int64 counts; rows are target classes, columns labels."""
     channels = logits.shape[1]
-    found = labels(
-        logits,
-        (target.shape[1], target.shape[2]),
-        mode=mode,
-        align_corners=align_corners,
-        label_dtype=torch.int64,
-        ignore_index=-1,
-        class_mask=class_mask,
-        region=region,
-    )
+    found = labels(logits, reading, torch.int64, -1)
     wanted = target.long()
     counted = (found >= 0) & (wanted >= 0) & (wanted < channels) & (wanted != ignore_index)
     pairs = wanted[counted] * channels + found[counted]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchword.ops.mask_upsample import native
+from patchword.ops.mask_upsample.reference import Reading
 
 BLOCK = 128  # neighbouring pixels of one row per program
 
@@ -31,18 +32,9 @@ def refuse(logits: Tensor, output: str | Tensor = "labels") -> str | None:
     return None
 
 
-def labels(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    align_corners: bool,
-    label_dtype: torch.dtype,
-    ignore_index: int,
-    class_mask: Tensor | None,
-    region: Tensor | None,
-) -> Tensor:
+def labels(logits: Tensor, reading: Reading, label_dtype: torch.dtype, ignore_index: int) -> Tensor:
     """Same contract as :func:`reference.labels`."""
+    size, mode, align_corners, class_mask, region = reading
     batch, channels, height, width = logits.shape
     out = logits.new_empty((batch, *size), dtype=label_dtype)
     if out.numel() == 0:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,56 +54,41 @@ def _forward(
     rounding: int,
 ) -> Tensor:
     batch = features0.shape[0]
-    out = features0.new_empty((batch,), dtype=torch.float32)
+    out = features0.new_empty(batch, dtype=torch.float32)
     if batch == 0 or features0.numel() == 0 or features1.numel() == 0:
         return out.zero_()
     points, weights = points01.float(), weights0.float()
     mask = None if mask1 is None else mask1.float()
-    device, stream, threads = _library.runtime(features0)
-    scratch, size = None, 0
-    if device == _library.CUDA:
+    cells = None
+    if not _library.on_cpu(features0):
         features0, features1 = _channels_last(features0), _channels_last(features1)
-        scratch = features0.new_zeros((batch, height * width), dtype=torch.int32)
-    while True:
-        size = C.match_score_forward(
-            device,
-            stream,
-            threads,
-            features0.data_ptr(),
-            features1.data_ptr(),
-            points.data_ptr(),
-            weights.data_ptr(),
-            0 if mask is None else mask.data_ptr(),
-            out.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            features0.shape,
-            features0.stride(),
-            features1.stride(),
-            points.stride(),
-            weights.stride(),
-            (0, 0, 0) if mask is None else mask.stride(),
-            height,
-            width,
-            DTYPE_TAGS[features0.dtype],
-            rounding,
-        )
-        if size == 0:
-            return out
-        scratch = torch.empty(size, dtype=torch.uint8)
+        cells = features0.new_zeros(batch, height * width, dtype=torch.int32)
+    _library.launch(
+        C.match_score_forward,
+        features0,
+        features0.data_ptr(),
+        features1.data_ptr(),
+        points.data_ptr(),
+        weights.data_ptr(),
+        _library.address(mask),
+        out.data_ptr(),
+        _library.address(cells),
+        features0.shape,
+        features0.stride(),
+        features1.stride(),
+        points.stride(),
+        weights.stride(),
+        (0, 0, 0) if mask is None else mask.stride(),
+        height,
+        width,
+        DTYPE_TAGS[features0.dtype],
+        rounding,
+    )
+    return out
 
 
-def _fake_forward(
-    features0: Tensor,
-    features1: Tensor,
-    points01: Tensor,
-    weights0: Tensor,
-    mask1: Tensor | None,
-    height: int,
-    width: int,
-    rounding: int,
-) -> Tensor:
-    return features0.new_empty((features0.shape[0],), dtype=torch.float32)
+def _fake_forward(features0: Tensor, *_: Any) -> Tensor:
+    return features0.new_empty(features0.shape[0], dtype=torch.float32)
 
 
 _forward_op = _library.register(

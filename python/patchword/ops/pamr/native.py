@@ -29,25 +29,19 @@ def refuse(image: Tensor, masks: Tensor, dilations: Sequence[int] = ()) -> str |
 def _refine(
     image: Tensor, masks: Tensor, live: Tensor | None, dilations: Sequence[int], iterations: int
 ) -> Tensor:
-    out = torch.empty(masks.shape, dtype=torch.float32, device=masks.device)
+    out = masks.new_empty(*masks.shape, dtype=torch.float32)
     if out.numel() == 0:
         return out
-    device, stream, threads = _library.runtime(masks)
-    sizes = (masks.shape[0], image.shape[1], *masks.shape[1:])
-    needed = C.pamr_workspace(device, threads, sizes, dilations, iterations)
-    scratch = torch.empty(needed, dtype=torch.uint8, device=masks.device)
     if live is not None:
         live = live.contiguous()
-    C.pamr_refine(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.pamr_refine,
+        masks,
         image.data_ptr(),
         masks.data_ptr(),
-        0 if live is None else live.data_ptr(),
+        _library.address(live),
         out.data_ptr(),
-        scratch.data_ptr(),
-        sizes,
+        (masks.shape[0], image.shape[1], *masks.shape[1:]),
         image.stride(),
         masks.stride(),
         dilations,
@@ -59,7 +53,7 @@ def _refine(
 def _fake(
     image: Tensor, masks: Tensor, live: Tensor | None, dilations: Sequence[int], iterations: int
 ) -> Tensor:
-    return torch.empty(masks.shape, dtype=torch.float32, device=masks.device)
+    return masks.new_empty(*masks.shape, dtype=torch.float32)
 
 
 _op = _library.register(

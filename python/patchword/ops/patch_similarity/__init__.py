@@ -78,37 +78,34 @@ refusals: dict[Backend, _backends.Refusal] = {
 
 
 def _check_tensors(patches: Tensor, queries: Tensor) -> None:
-    if patches.ndim != 3:
-        remedy = " Add a batch dimension with patches[None]." if patches.ndim == 2 else ""
+    shape, wanted = patches.shape, queries.shape
+    if len(shape) != 3:
+        remedy = " Add a batch dimension with patches[None]." if len(shape) == 2 else ""
         raise ShapeError(
-            "patch_similarity: patches must have shape [B, N, D], "
-            f"got {list(patches.shape)}.{remedy}",
+            f"patch_similarity: patches must have shape [B, N, D], got {list(shape)}.{remedy}",
             "[B, N, D]",
-            tuple(patches.shape),
+            tuple(shape),
         )
-    if queries.ndim not in (2, 3):
+    if len(wanted) not in (2, 3):
         raise ShapeError(
-            "patch_similarity: queries must have shape [C, D] or [B, C, D], "
-            f"got {list(queries.shape)}.",
+            f"patch_similarity: queries must have shape [C, D] or [B, C, D], got {list(wanted)}.",
             "[C, D] or [B, C, D]",
-            tuple(queries.shape),
+            tuple(wanted),
         )
-    if queries.shape[-1] != patches.shape[2]:
+    if wanted[-1] != shape[2]:
         raise ShapeError(
-            "patch_similarity: patches and queries must share D, "
-            f"got {patches.shape[2]} and {queries.shape[-1]}.",
-            patches.shape[2],
-            queries.shape[-1],
+            f"patch_similarity: patches and queries must share D, got {shape[2]} and {wanted[-1]}.",
+            shape[2],
+            wanted[-1],
         )
-    if queries.ndim == 3 and queries.shape[0] != patches.shape[0]:
+    if len(wanted) == 3 and wanted[0] != shape[0]:
         raise ShapeError(
-            "patch_similarity: patches and queries must share B, "
-            f"got {patches.shape[0]} and {queries.shape[0]}.",
-            patches.shape[0],
-            queries.shape[0],
+            f"patch_similarity: patches and queries must share B, got {shape[0]} and {wanted[0]}.",
+            shape[0],
+            wanted[0],
         )
     for name, tensor in (("patches", patches), ("queries", queries)):
-        if not tensor.is_floating_point():
+        if not tensor.dtype.is_floating_point:
             raise DTypeError(
                 f"patch_similarity: {name} must be floating point, got {tensor.dtype}."
             )
@@ -139,10 +136,15 @@ def _check_mask(class_mask: Tensor, patches: Tensor, count: int) -> None:
     _check_device("class_mask", class_mask, patches)
 
 
-def _check_numbers(
-    scale: float | Tensor, bias: float | Tensor | None, patches: Tensor, count: int
-) -> None:
-    if isinstance(scale, Tensor):
+def _tensor_or_number(value: float | Tensor | None, neutral: float) -> tuple[Tensor | None, float]:
+    """A scale or bias as the tensor it is, or None, and as a number."""
+    if value is None:
+        return None, neutral
+    return (value, neutral) if isinstance(value, Tensor) else (None, float(value))
+
+
+def _check_numbers(scale: Tensor | None, bias: Tensor | None, patches: Tensor, count: int) -> None:
+    if scale is not None:
         if scale.ndim != 0:
             raise ShapeError(
                 f"patch_similarity: scale must be a number or a 0-d tensor, "
@@ -151,7 +153,7 @@ def _check_numbers(
                 tuple(scale.shape),
             )
         _check_device("scale", scale, patches)
-    if isinstance(bias, Tensor):
+    if bias is not None:
         if tuple(bias.shape) != (count,):
             raise ShapeError(
                 f"patch_similarity: bias must be a number or have shape [{count}], "
@@ -304,7 +306,9 @@ def patch_similarity(
             f'patch_similarity: group_reduce must be "max" or "mean", got {group_reduce!r}.'
         )
     check_eps("patch_similarity", eps)
-    _check_numbers(scale, bias, patches, count)
+    scale_tensor, scale_value = _tensor_or_number(scale, 1.0)
+    bias_tensor, bias_value = _tensor_or_number(bias, 0.0)
+    _check_numbers(scale_tensor, bias_tensor, patches, count)
     if class_mask is not None:
         _check_mask(class_mask, patches, count)
     if grid is not None and grid[0] * grid[1] != patches.shape[1]:
@@ -332,9 +336,11 @@ def patch_similarity(
     )
     found: dict[str, Any]
     if chosen == "native":
-        results = _run_native(
-            patches, queries, packed, scale, bias, class_mask, groups, num_classes,
-            group_reduce == "mean", bits, top_k, background, channels_last, metric == "cosine", eps,
+        order, offsets = (None, None) if groups is None else _sorted_groups(groups, num_classes)
+        results = native.patch_similarity_native(
+            patches, queries, packed, scale_tensor, scale_value, bias_tensor, bias_value,
+            class_mask, order, offsets, num_classes, group_reduce == "mean", bits, top_k,
+            background, channels_last, metric == "cosine", eps,
         )  # fmt: skip
         found = {name: [results[i] for i in native.OUTPUT_SLOTS[name]] for name in names}
     elif chosen == "triton":
@@ -375,36 +381,8 @@ def patch_similarity(
     return {name: _shaped(name, found[name], grid, channels_last) for name in names}
 
 
-def _run_native(
-    patches: Tensor,
-    queries: Tensor,
-    packed: tuple[Tensor | None, str, int],
-    scale: float | Tensor,
-    bias: float | Tensor | None,
-    class_mask: Tensor | None,
-    groups: Tensor | None,
-    num_classes: int,
-    *options: Any,
-) -> Any:
-    order = offsets = None
-    if groups is not None:
-        ranked, order = groups.sort(stable=True)
-        offsets = torch.searchsorted(
-            ranked, torch.arange(num_classes + 1, device=groups.device, dtype=torch.int64)
-        )
-    scale_tensor = scale if isinstance(scale, Tensor) else None
-    bias_tensor = bias if isinstance(bias, Tensor) else None
-    return native.patch_similarity_native(
-        patches,
-        queries,
-        packed,
-        scale_tensor,
-        1.0 if isinstance(scale, Tensor) else float(scale),
-        bias_tensor,
-        0.0 if bias is None or isinstance(bias, Tensor) else float(bias),
-        class_mask,
-        order,
-        offsets,
-        num_classes,
-        *options,
-    )
+def _sorted_groups(groups: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Prompts in the order of their classes, and where each class begins."""
+    ranked, order = groups.sort(stable=True)
+    edges = torch.arange(num_classes + 1, device=groups.device, dtype=torch.int64)
+    return order, torch.searchsorted(ranked, edges)

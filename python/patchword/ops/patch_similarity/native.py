@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +37,6 @@ NUM_RESULTS = 10
 DIFFERENTIABLE = (0, 1, 2, 7)  # logits, softmax, sigmoid, logsumexp
 MAX_TOP_K = 32
 
-_kept = threading.local()
-_KEPT_BYTES = 1 << 22
-
 
 def refuse(
     patches: Tensor, queries: Tensor, *, outputs: int = 1, top_k: int = 5, grouped: bool = False
@@ -60,23 +56,19 @@ def _allocate(
     results: list[Tensor | None] = [None] * NUM_RESULTS
     for slot in range(3):
         if outputs >> slot & 1:
-            results[slot] = patches.new_empty(shape)
+            results[slot] = patches.new_empty(*shape)
     if outputs & 8:
-        results[3] = patches.new_empty((batch, count, top_k), dtype=torch.float32)
-        results[4] = patches.new_empty((batch, count, top_k), dtype=torch.int64)
+        results[3] = patches.new_empty(batch, count, top_k, dtype=torch.float32)
+        results[4] = patches.new_empty(batch, count, top_k, dtype=torch.int64)
     if outputs & 16:
-        results[5] = patches.new_empty((batch, count), dtype=torch.int64)
-        results[6] = patches.new_empty((batch, count), dtype=torch.float32)
+        results[5] = patches.new_empty(batch, count, dtype=torch.int64)
+        results[6] = patches.new_empty(batch, count, dtype=torch.float32)
     if outputs & 32:
-        results[7] = patches.new_empty((batch, count), dtype=torch.float32)
+        results[7] = patches.new_empty(batch, count, dtype=torch.float32)
     if outputs & 64:
-        results[8] = patches.new_empty((batch, classes), dtype=torch.float32)
-        results[9] = patches.new_empty((batch, classes), dtype=torch.float32)
+        results[8] = patches.new_empty(batch, classes, dtype=torch.float32)
+        results[9] = patches.new_empty(batch, classes, dtype=torch.float32)
     return results
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def version_of(tensor: Tensor) -> int:
@@ -113,7 +105,7 @@ def _usable(
     packed: Tensor | None, level: str, version: int, patches: Tensor, queries: Tensor
 ) -> bool:
     """Whether a packed form still stands for these queries and fits how patches will be read."""
-    if packed is None or patches.is_cuda or _library.runtime(patches)[0] == _library.CUDA:
+    if packed is None or not _library.on_cpu(patches):
         return False
     if C.cpu_level() != level or version_of(queries) != version:
         return False
@@ -123,38 +115,12 @@ def _usable(
     )
 
 
-# Where _allocate's numbers stand among the arguments of the op that follow `packed_version`.
-_SHAPING = (7, 9, 10, 12)  # num_classes, outputs, top_k, channels_last
-
-
 def _run(
     patches: Tensor,
     queries: Tensor,
     packed: Tensor | None,
     packed_level: str,
     packed_version: int,
-    *rest: Any,
-) -> list[Tensor | None]:
-    """Allocate the wanted results and fill them; the others are None."""
-    shaping = [rest[i] for i in _SHAPING]
-    device, stream, threads = _library.runtime(patches)
-    if device == _library.CUDA and queries.dtype != patches.dtype:
-        # The CUDA kernels read one element type; float32 holds both exactly.
-        wide = _run(patches.float(), queries.float(), None, "", -1, *rest)
-        return [r.to(patches.dtype) if i < 3 and r is not None else r for i, r in enumerate(wide)]
-    if not _usable(packed, packed_level, packed_version, patches, queries):
-        packed = None
-    results = _allocate(patches, *shaping)
-    _fill(results, (device, stream, threads), patches, queries, packed, *rest)
-    return results
-
-
-def _fill(
-    results: list[Tensor | None],
-    runtime: tuple[int, int, int],
-    patches: Tensor,
-    queries: Tensor,
-    packed: Tensor | None,
     scale: Tensor | None,
     scale_value: float,
     bias: Tensor | None,
@@ -170,10 +136,18 @@ def _fill(
     channels_last: bool,
     cosine: bool,
     eps: float,
-) -> None:
-    device, stream, threads = runtime
-    batch, count, depth = patches.shape
-    shared = queries.ndim == 2
+) -> list[Tensor | None]:
+    """Allocate the wanted results and fill them; the others are None."""
+    dtype = patches.dtype
+    mixed = queries.dtype is not dtype and not _library.on_cpu(patches)
+    if mixed:
+        # The CUDA kernels read one element type; float32 holds both exactly.
+        patches, queries = patches.float(), queries.float()
+    if not _usable(packed, packed_level, packed_version, patches, queries):
+        packed = None
+    results = _allocate(patches, num_classes, outputs, top_k, channels_last)
+    shape, query_strides = patches.shape, queries.stride()
+    shared = len(query_strides) == 2
     if scale is not None:
         scale = scale.float()
     if bias is not None:
@@ -182,42 +156,37 @@ def _fill(
     if class_mask is not None:
         class_mask = class_mask.contiguous()
         mask_stride = class_mask.shape[-1] if class_mask.ndim == 2 else 0
-    inputs = (
-        patches.data_ptr(),
-        queries.data_ptr(),
-        _address(packed),
-        _address(scale),
-        _address(bias),
-        _address(class_mask),
-        _address(group_order),
-        _address(group_offsets),
+    _library.launch(
+        C.patch_similarity_forward,
+        patches,
+        (
+            patches.data_ptr(),
+            queries.data_ptr(),
+            _library.address(packed),
+            _library.address(scale),
+            _library.address(bias),
+            _library.address(class_mask),
+            _library.address(group_order),
+            _library.address(group_offsets),
+        ),
+        tuple([0 if result is None else result.data_ptr() for result in results]),
+        (
+            DTYPE_TAGS[patches.dtype],
+            DTYPE_TAGS[queries.dtype],
+            cosine,
+            shared,
+            group_mean,
+            channels_last,
+            top_k if outputs & 8 else 0,
+            background is not None,
+        ),
+        (scale_value, bias_value, 0.0 if background is None else background, eps),
+        (*shape, queries.shape[-2], num_classes),
+        (*patches.stride(), *((0,) if shared else ()), *query_strides, mask_stride),
     )
-    options = (
-        DTYPE_TAGS[patches.dtype],
-        DTYPE_TAGS[queries.dtype],
-        cosine,
-        shared,
-        group_mean,
-        channels_last,
-        top_k if outputs & 8 else 0,
-        background is not None,
-    )
-    numbers = (scale_value, bias_value, 0.0 if background is None else background, eps)
-    sizes = (batch, count, depth, queries.shape[-2], num_classes)
-    strides = (*patches.stride(), *((0,) if shared else ()), *queries.stride(), mask_stride)
-    arguments = (inputs, tuple([_address(result) for result in results]))
-    rest = (options, numbers, sizes, strides)
-    # A small workspace outlives the call, one per thread; on a GPU the allocator keeps them anyway.
-    scratch = getattr(_kept, "workspace", None) if device == _library.CPU else None
-    address, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
-    needed = C.patch_similarity_forward(device, stream, threads, *arguments, address, size, *rest)
-    if needed:
-        scratch = torch.empty(needed, dtype=torch.uint8, device=patches.device)
-        if needed <= _KEPT_BYTES and device == _library.CPU:
-            _kept.workspace = scratch
-        C.patch_similarity_forward(
-            device, stream, threads, *arguments, scratch.data_ptr(), needed, *rest
-        )
+    if mixed:
+        results[:3] = [None if result is None else result.to(dtype) for result in results[:3]]
+    return results
 
 
 def _filled(patches: Tensor, results: list[Tensor | None]) -> tuple[Tensor, ...]:
@@ -230,7 +199,8 @@ def _forward(patches: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake(patches: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _filled(patches, _allocate(patches, *(arguments[4 + i] for i in _SHAPING)))
+    num_classes, _, outputs, top_k, _, channels_last, _, _ = arguments[-8:]
+    return _filled(patches, _allocate(patches, num_classes, outputs, top_k, channels_last))
 
 
 _forward_op = _library.register(
@@ -390,7 +360,7 @@ def patch_similarity_native(
     *options: Any,
 ) -> list[Tensor | None] | tuple[Tensor, ...]:
     """The results of the registered op; in plain eager mode None instead of empty tensors."""
-    if _library.plain_eager(patches, queries, scale, bias) and not patches.is_meta:
+    if _library.plain_eager(patches, queries, scale, bias):
         return _run(patches, queries, *packed, scale, scale_value, bias, bias_value, *options)
     if _library.wants_gradient(patches, queries, scale, bias):
         rest = (*packed, scale_value, bias_value, *options)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""InfoNCE between points of feature maps: a composition of ``sample_features`` and torch.
-
-It has no compiled kernel of its own: maps are read through the compiled ``sample_features``, each
-once for all of its points, and the sampled vectors are kept for the backward.
-"""
+"""InfoNCE between points of feature maps: one right key against several wrong ones."""
 
 from __future__ import annotations
 
@@ -13,10 +9,26 @@ import torch
 from torch import Tensor
 
 from patchword.errors import DTypeError, OptionError, ShapeError
-from patchword.ops.point_infonce.reference import NORM_EPSILON
-from patchword.ops.sample_features import sample_features
+from patchword.ops import _backends
+from patchword.ops._backends import Backend
+from patchword.ops.point_infonce import native
+from patchword.ops.point_infonce.reference import point_infonce_reference
+from patchword.ops.sample_features import _COORDINATES, _affine
 
-__all__ = ["pair_weights", "point_infonce"]
+__all__ = ["pair_weights", "point_infonce", "refusals"]
+
+
+def _always(
+    features: Tensor,
+    query_images: Tensor,
+    query_points: Tensor,
+    key_images: Tensor,
+    key_points: Tensor,
+) -> None:
+    return None
+
+
+refusals: dict[Backend, _backends.Refusal] = {"native": native.refuse, "reference": _always}
 
 
 def _check_points(name: str, images: Tensor, points: Tensor, shape: tuple[int, ...]) -> None:
@@ -42,32 +54,6 @@ def _check_points(name: str, images: Tensor, points: Tensor, shape: tuple[int, .
         )
 
 
-def _read(
-    features: Tensor,
-    images: Tensor,
-    points: Tensor,
-    stride: float,
-    coordinates: Literal["pixel", "unit", "normalized"],
-    align_corners: bool,
-) -> Tensor:
-    """Vectors ``[K, C]`` at ``points [K, 2]`` of ``images [K]``, every map visited once."""
-    batch, count = features.shape[0], images.shape[0]
-    order = torch.argsort(images, stable=True)
-    many = torch.bincount(images, minlength=batch)
-    first = many.cumsum(0) - many
-    image = images[order]
-    place = torch.arange(count, device=images.device) - first[image]
-    # One row of points per image, as long as the longest; the rest lies outside and reads zeros.
-    table = points.new_full((batch, int(many.max()) if count else 0, 2), torch.inf)
-    table = table.index_put((image, place), points[order])
-    vectors = sample_features(
-        features, table, stride=stride, coordinates=coordinates, align_corners=align_corners
-    )
-    slot = torch.empty_like(place)
-    slot[order] = place
-    return vectors[images, slot]
-
-
 def point_infonce(
     features: Tensor,
     query_images: Tensor,
@@ -80,6 +66,7 @@ def point_infonce(
     stride: float = 1.0,
     coordinates: Literal["pixel", "unit", "normalized"] = "unit",
     align_corners: bool = False,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Contrast feature vectors at points: each query with one right key and several wrong ones.
 
@@ -95,20 +82,26 @@ def point_infonce(
         coordinates: As in :func:`patchword.ops.sample_features`.
         align_corners: As there; the published loss has ``True``.
 
+    Other Parameters:
+        backend: See :func:`patchword.ops.use_backend`. Never changes the result beyond rounding.
+
     Returns:
         ``[T]`` losses ``-l_0 + log sum exp l``, float32 (float64 for float64 features). See
         :func:`pair_weights` for means over pairs of pictures.
 
     Raises:
-        ShapeError: Shapes do not fit.
-        DTypeError: Features or points that are not floating point, images that are no integers.
-        OptionError: A temperature that is not positive.
-        IndexError: An image outside 0..B-1, as torch reports it.
+        ShapeError: Shapes do not fit, or the maps have no cell.
+        DTypeError: Features or points that are not floating point, images that are no integers,
+            or tensors on several devices.
+        OptionError: A temperature or stride that is not positive, or unknown coordinates.
+        IndexError: An image outside 0..B-1. On a GPU, where looking would wait for the device,
+            the loss of such a query is NaN instead, and that query has no gradient.
+        BackendError: A forced backend cannot run these inputs.
 
     Note:
-        A composition, not a kernel: vectors are read by the compiled ``sample_features`` and kept
-        for the backward. Gradients reach features and points. Reads the numbers of points per
-        image back from the device.
+        Differentiable once, in features and points. The compiled form keeps two numbers per point
+        for the backward and reads the maps again there; neither pass holds the vectors of all
+        points. Points are read in float32. Deterministic, backward included.
 
     Example:
         >>> import torch
@@ -135,19 +128,40 @@ def point_infonce(
     rows, many = key_images.shape
     _check_points("query", query_images, query_points, (rows,))
     _check_points("key", key_images, key_points, (rows, many))
+    for name, tensor in (
+        ("query_images", query_images),
+        ("query_points", query_points),
+        ("key_images", key_images),
+        ("key_points", key_points),
+    ):
+        if tensor.device != features.device:
+            raise DTypeError(
+                f"point_infonce: {name} must be on {features.device} like features, "
+                f"got {tensor.device}."
+            )
     if not temperature > 0:
         raise OptionError(f"point_infonce: temperature must be positive, got {temperature}.")
-    images = torch.cat((query_images, key_images.reshape(-1))).long()
-    points = torch.cat((query_points, key_points.reshape(-1, 2)))
-    vectors = _read(features, images, points, stride, coordinates, align_corners)
-    if vectors.dtype in (torch.float16, torch.bfloat16):
-        vectors = vectors.float()
-    if normalize:
-        vectors = vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_EPSILON)
-    keys = vectors[rows:].reshape(rows, many, features.shape[1])
-    logits = torch.matmul(keys, vectors[:rows, :, None])[..., 0] / temperature
-    losses: Tensor = torch.logsumexp(logits, 1) - logits[:, 0]
-    return losses
+    if not stride > 0:
+        raise OptionError(f"point_infonce: stride must be positive, got {stride}.")
+    if coordinates not in _COORDINATES:
+        raise OptionError(
+            f'point_infonce: coordinates must be "pixel", "unit" or "normalized", '
+            f"got {coordinates!r}."
+        )
+    _, _, height, width = features.shape
+    if rows > 0 and (height == 0 or width == 0):
+        raise ShapeError("point_infonce: features must have at least one cell, got none.")
+    affine = _affine(coordinates, stride, align_corners, width, height)
+    tensors = (features, query_images, query_points, key_images, key_points)
+    chosen = _backends.choose("point_infonce", refusals, backend, *tensors)
+    run = native.point_infonce_native if chosen == "native" else point_infonce_reference
+    return run(
+        *tensors,
+        affine,
+        temperature=temperature,
+        normalize=normalize,
+        align_corners=align_corners,
+    )
 
 
 def pair_weights(pairs: Tensor, weights: Tensor) -> Tensor:

@@ -104,9 +104,9 @@ def sample_features(
             (shape[0], "M", 2),
             tuple(spots),
         )
-    if not features.is_floating_point():
+    if not features.dtype.is_floating_point:
         raise DTypeError(f"sample_features: features must be floating point, got {features.dtype}.")
-    if not points.is_floating_point():
+    if not points.dtype.is_floating_point:
         raise DTypeError(f"sample_features: points must be floating point, got {points.dtype}.")
     if points.device != features.device:
         raise DTypeError(

@@ -24,76 +24,44 @@ def refuse(features: Tensor, points: Tensor) -> str | None:
     _, _, height, width = features.shape
     if height > _MAX_SIDE or width > _MAX_SIDE:
         return "the map has more than 2^24 cells along an axis"
-    if features.is_cpu and features.dtype in _library.FLOAT_DTYPES:
-        return _library.missing_reason
     return _library.refuse_device(features) or _library.refuse_dtype(features)
 
 
+# `affine` below is followed by mode, padding and align_corners, in the forward also by normalize.
+
+
 def _forward(
-    features: Tensor,
-    points: Tensor,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    normalize: bool,
+    features: Tensor, points: Tensor, affine: Affine | list[float], *options: int
 ) -> Tensor:
-    shape = features.shape
-    batch, channels, _, _ = shape
-    count = points.shape[1]
-    out = features.new_empty((batch, count, channels))
-    if batch == 0 or count == 0 or channels == 0:
+    out = _fake_forward(features, points)
+    if out.numel() == 0:
         return out
     if points.dtype is not torch.float32:
         points = points.float()
-    device, stream, threads = _library.runtime(features)
-    scratch, size = None, 0
-    while True:
-        size = C.sample_features_forward(
-            device,
-            stream,
-            threads,
-            features.data_ptr(),
-            points.data_ptr(),
-            out.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            shape,
-            features.stride(),
-            count,
-            points.stride(),
-            affine if type(affine) is tuple else tuple(affine),
-            DTYPE_TAGS[features.dtype],
-            mode,
-            padding,
-            align_corners,
-            normalize,
-        )
-        if size == 0:
-            return out
-        scratch = torch.empty(size, dtype=torch.uint8)
+    _library.launch(
+        C.sample_features_forward,
+        features,
+        features.data_ptr(),
+        points.data_ptr(),
+        out.data_ptr(),
+        features.shape,
+        features.stride(),
+        points.shape[1],
+        points.stride(),
+        tuple(affine),
+        DTYPE_TAGS[features.dtype],
+        *options,
+    )
+    return out
 
 
-def _fake_forward(
-    features: Tensor,
-    points: Tensor,
-    affine: list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    normalize: bool,
-) -> Tensor:
-    return features.new_empty((features.shape[0], points.shape[1], features.shape[1]))
+def _fake_forward(features: Tensor, points: Tensor, *rest: Any) -> Tensor:
+    batch, channels, _, _ = features.shape
+    return features.new_empty(batch, points.shape[1], channels)
 
 
 def _sorted_by_cell(
-    features: Tensor,
-    points: Tensor,
-    stream: int,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
+    features: Tensor, points: Tensor, stream: int, affine: Affine | list[float], *options: int
 ) -> tuple[Tensor, Tensor]:
     """Order of all points by cell, equal cells as they came, and where each cell begins."""
     batch, _, height, width = features.shape
@@ -106,9 +74,7 @@ def _sorted_by_cell(
         points.shape[1],
         points.stride(),
         tuple(affine),
-        mode,
-        padding,
-        align_corners,
+        *options,
     )
     ordered, order = torch.sort(cells.flatten(), stable=True)
     edges = torch.arange(batch * height * width + 1, device=points.device)
@@ -116,74 +82,47 @@ def _sorted_by_cell(
 
 
 def _backward(
-    grad: Tensor,
-    features: Tensor,
-    points: Tensor,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    wants_features: bool,
-    wants_points: bool,
+    grad: Tensor, features: Tensor, points: Tensor, affine: Affine | list[float], *rest: int
 ) -> tuple[Tensor, Tensor]:
-    grad_features, grad_points = _fake_backward(
-        grad, features, points, affine, mode, padding, align_corners, wants_features, wants_points
-    )
+    grad_features, grad_points = _fake_backward(grad, features, points, affine, *rest)
     if grad.numel() == 0:
         return grad_features.zero_(), grad_points.zero_()
+    *options, wants_features, wants_points = rest
     points = points.float()
     grad = grad.contiguous()
-    device, stream, threads = _library.runtime(features)
-    order = starts = scratch = None
+    device, stream, _ = _library.runtime(features)
+    order = starts = None
     if wants_features and device == _library.CUDA:
-        order, starts = _sorted_by_cell(
-            features, points, stream, affine, mode, padding, align_corners
-        )
-    size = 0
-    while True:
-        size = C.sample_features_backward(
-            device,
-            stream,
-            threads,
-            features.data_ptr(),
-            points.data_ptr(),
-            grad.data_ptr(),
-            grad_features.data_ptr() if wants_features else 0,
-            grad_points.data_ptr() if wants_points else 0,
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            0 if order is None else order.data_ptr(),
-            0 if starts is None else starts.data_ptr(),
-            features.shape,
-            features.stride(),
-            grad_features.stride() if wants_features else (0, 0, 0, 0),
-            points.shape[1],
-            points.stride(),
-            tuple(affine),
-            DTYPE_TAGS[features.dtype],
-            mode,
-            padding,
-            align_corners,
-        )
-        if size == 0:
-            return grad_features, grad_points
-        scratch = torch.empty(size, dtype=torch.uint8)
+        order, starts = _sorted_by_cell(features, points, stream, affine, *options)
+    _library.launch(
+        C.sample_features_backward,
+        features,
+        features.data_ptr(),
+        points.data_ptr(),
+        grad.data_ptr(),
+        grad_features.data_ptr() if wants_features else 0,
+        grad_points.data_ptr() if wants_points else 0,
+        _library.address(order),
+        _library.address(starts),
+        features.shape,
+        features.stride(),
+        grad_features.stride() if wants_features else (0, 0, 0, 0),
+        points.shape[1],
+        points.stride(),
+        tuple(affine),
+        DTYPE_TAGS[features.dtype],
+        *options,
+    )
+    return grad_features, grad_points
 
 
 def _fake_backward(
-    grad: Tensor,
-    features: Tensor,
-    points: Tensor,
-    affine: Affine | list[float],
-    mode: int,
-    padding: int,
-    align_corners: bool,
-    wants_features: bool,
-    wants_points: bool,
+    grad: Tensor, features: Tensor, points: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    wants_features, wants_points = rest[-2:]
     return (
-        torch.empty_like(features) if wants_features else features.new_empty((0,)),
-        points.new_empty(points.shape if wants_points else (0,), dtype=torch.float32),
+        torch.empty_like(features) if wants_features else features.new_empty(0),
+        points.new_empty(*(points.shape if wants_points else (0,)), dtype=torch.float32),
     )
 
 

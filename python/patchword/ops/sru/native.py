@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,72 +20,62 @@ def refuse(gates: Tensor, *rest: Tensor | None, **options: Any) -> str | None:
     return _library.refuse_device(gates) or _library.refuse_dtype(gates)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+class _Inputs(NamedTuple):
+    """What forward and backward both get; the registered ops take the fields one by one."""
+
+    gates: Tensor
+    highway: Tensor | None
+    bias: Tensor
+    weight: Tensor
+    initial: Tensor | None
+    mask: Tensor | None
+    lengths: Tensor | None
+    scale_x: float
+    activation: int
+    dropout: int
+    bidirectional: bool
+    last_only: bool
+
+    def arguments(self, states: int) -> tuple[Any, ...]:
+        """The first arguments of both entries; ``states`` is an address."""
+        gates, highway, *others = self[:7]
+        addresses = [_library.address(tensor) for tensor in others]
+        return (
+            (gates.data_ptr(), _library.address(highway), *addresses, states),
+            gates.shape,
+            gates.stride(),
+            (0, 0, 0) if highway is None else highway.stride(),
+            (DTYPE_TAGS[gates.dtype], *self[8:]),
+            self.scale_x,
+        )
 
 
-def _fake_forward(
-    gates: Tensor,
-    highway: Tensor | None,
-    bias: Tensor,
-    weight: Tensor,
-    initial: Tensor | None,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    scale_x: float,
-    activation: int,
-    dropout: int,
-    bidirectional: bool,
-    last_only: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    steps, batch, _, units = gates.shape
-    out = gates.new_empty((batch, units) if last_only else (steps, batch, units))
-    last = gates.new_empty((batch, units), dtype=torch.float32)
-    return out, last, last.new_empty((steps, batch, units) if keep_states else (0,))
+_SCHEMA = (
+    "Tensor gates, Tensor? highway, Tensor bias, Tensor weight, Tensor? initial, Tensor? mask, "
+    "Tensor? lengths, float scale_x, int activation, int dropout, bool bidirectional, "
+    "bool last_only"
+)
 
 
-def _forward(
-    gates: Tensor,
-    highway: Tensor | None,
-    bias: Tensor,
-    weight: Tensor,
-    initial: Tensor | None,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    scale_x: float,
-    activation: int,
-    dropout: int,
-    bidirectional: bool,
-    last_only: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    options = (scale_x, activation, dropout, bidirectional, last_only)
-    out, last, states = _fake_forward(
-        gates, highway, bias, weight, initial, mask, lengths, *options, keep_states
-    )
+def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *given, keep_states = arguments
+    inputs = _Inputs(*given)
+    steps, batch, _, units = inputs.gates.shape
+    out = inputs.gates.new_empty(*(() if inputs.last_only else (steps,)), batch, units)
+    last = out.new_empty(batch, units, dtype=torch.float32)
+    return out, last, last.new_empty(*((steps, batch, units) if keep_states else (0,)))
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out, last, states = _fake_forward(*arguments)
     if last.numel() == 0:
         return out, last, states
-    device, stream, threads = _library.runtime(gates)
-    C.sru_forward(
-        device,
-        stream,
-        threads,
-        (
-            gates.data_ptr(),
-            _address(highway),
-            bias.data_ptr(),
-            weight.data_ptr(),
-            _address(initial),
-            _address(mask),
-            _address(lengths),
-            states.data_ptr() if keep_states else 0,
-        ),
-        gates.shape,
-        gates.stride(),
-        (0, 0, 0) if highway is None else highway.stride(),
-        (DTYPE_TAGS[gates.dtype], activation, dropout, bidirectional, last_only),
-        scale_x,
+    *given, keep_states = arguments
+    inputs = _Inputs(*given)
+    _library.launch(
+        C.sru_forward,
+        inputs.gates,
+        *inputs.arguments(states.data_ptr() if keep_states else 0),
         out.data_ptr(),
         last.data_ptr(),
     )
@@ -93,106 +83,47 @@ def _forward(
 
 
 def _fake_backward(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    states: Tensor,
-    gates: Tensor,
-    highway: Tensor | None,
-    bias: Tensor,
-    weight: Tensor,
-    initial: Tensor | None,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    scale_x: float,
-    activation: int,
-    dropout: int,
-    bidirectional: bool,
-    last_only: bool,
+    grad_out: Tensor, grad_last: Tensor, states: Tensor, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = _Inputs(*given)
+    gates = inputs.gates
     steps, batch, _, units = gates.shape
     return (
         torch.empty_like(gates),  # in the layout of the gates, as the product before them wants it
-        gates.new_empty((0,) if highway is None else (steps, batch, units)),
-        torch.empty_like(bias, memory_format=torch.contiguous_format),
-        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        gates.new_empty((0,) if inputs.highway is None else (steps, batch, units)),
+        torch.empty_like(inputs.bias, memory_format=torch.contiguous_format),
+        torch.empty_like(inputs.weight, memory_format=torch.contiguous_format),
         gates.new_empty((batch, units), dtype=torch.float32),
     )
 
 
 def _backward(
-    grad_out: Tensor,
-    grad_last: Tensor,
-    states: Tensor,
-    gates: Tensor,
-    highway: Tensor | None,
-    bias: Tensor,
-    weight: Tensor,
-    initial: Tensor | None,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    scale_x: float,
-    activation: int,
-    dropout: int,
-    bidirectional: bool,
-    last_only: bool,
+    grad_out: Tensor, grad_last: Tensor, states: Tensor, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    options = (scale_x, activation, dropout, bidirectional, last_only)
-    inputs = (gates, highway, bias, weight, initial, mask, lengths)
-    results = _fake_backward(grad_out, grad_last, states, *inputs, *options)
+    results = _fake_backward(grad_out, grad_last, states, *given)
     grad_gates, grad_highway, grad_bias, grad_weight, grad_initial = results
     if grad_initial.numel() == 0:
         return grad_gates, grad_highway, grad_bias.zero_(), grad_weight.zero_(), grad_initial
+    inputs = _Inputs(*given)
     grad_out, grad_last = grad_out.contiguous(), grad_last.contiguous()
-    device, stream, threads = _library.runtime(gates)
-    batch, units = grad_initial.shape
-    partial = grad_initial.new_empty((batch, 4, units)) if device == _library.CUDA else None
-    C.sru_backward(
-        device,
-        stream,
-        threads,
-        (
-            gates.data_ptr(),
-            _address(highway),
-            bias.data_ptr(),
-            weight.data_ptr(),
-            _address(initial),
-            _address(mask),
-            _address(lengths),
-            states.data_ptr(),
-        ),
-        gates.shape,
-        gates.stride(),
-        (0, 0, 0) if highway is None else highway.stride(),
-        (DTYPE_TAGS[gates.dtype], activation, dropout, bidirectional, last_only),
-        scale_x,
-        (
-            grad_out.data_ptr(),
-            grad_last.data_ptr(),
-            grad_gates.data_ptr(),
-            grad_highway.data_ptr(),
-            grad_bias.data_ptr(),
-            grad_weight.data_ptr(),
-            grad_initial.data_ptr(),
-            _address(partial),
-        ),
+    _library.launch(
+        C.sru_backward,
+        inputs.gates,
+        *inputs.arguments(states.data_ptr()),
+        (grad_out.data_ptr(), grad_last.data_ptr(), *(grad.data_ptr() for grad in results)),
         grad_gates.stride(),
     )
     return results
 
 
-_INPUTS = (
-    "Tensor gates, Tensor? highway, Tensor bias, Tensor weight, Tensor? initial, Tensor? mask, "
-    "Tensor? lengths, float scale_x, int activation, int dropout, bool bidirectional, "
-    "bool last_only"
-)
 # The states after every step come back without elements unless they are kept for the backward.
 _forward_op = _library.register(
-    f"sru_forward({_INPUTS}, bool keep_states) -> (Tensor, Tensor, Tensor)",
+    f"sru_forward({_SCHEMA}, bool keep_states) -> (Tensor, Tensor, Tensor)",
     _forward,
     _fake_forward,
 )
 _backward_op = _library.register(
-    f"sru_backward(Tensor grad_out, Tensor grad_last, Tensor states, {_INPUTS}) "
+    f"sru_backward(Tensor grad_out, Tensor grad_last, Tensor states, {_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
@@ -247,7 +178,7 @@ def sru_native(
     tensors = (gates, highway, _plain(bias), _plain(weight), _plain(initial), _plain(mask), lengths)
     options = (scale_x, ACTIVATIONS[activation], DROPOUTS[dropout], bidirectional, last_only)
     if _library.plain_eager(*tensors):
-        out, last, _ = _forward(*tensors, *options, False)  # type: ignore[arg-type]
+        out, last, _ = _forward(*tensors, *options, False)
         return out, last
     if _library.wants_gradient(*tensors[:5]):
         out, last = _Sru.apply(*tensors, *options)  # type: ignore[no-untyped-call]

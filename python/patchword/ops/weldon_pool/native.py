@@ -24,72 +24,44 @@ def refuse(maps: Tensor) -> str | None:
     return _library.refuse_device(maps) or _library.refuse_dtype(maps)
 
 
-def _forward(
-    maps: Tensor,
-    top_count: int,
-    bottom_count: int,
-    top_divisor: float,
-    bottom_divisor: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    out, thresholds = _fake_forward(
-        maps, top_count, bottom_count, top_divisor, bottom_divisor, keep
-    )
+# `plan` below is top_count, bottom_count, top_divisor and bottom_divisor.
+
+
+def _forward(maps: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    out, thresholds = _fake_forward(maps, *arguments)
     if out.numel() == 0:
         return out, thresholds
-    device, stream, threads = _library.runtime(maps)
-    scratch, size = None, 0
-    while True:
-        size = C.weldon_pool_forward(
-            device,
-            stream,
-            threads,
-            maps.data_ptr(),
-            out.data_ptr(),
-            thresholds.data_ptr() if keep else 0,
-            0 if scratch is None else scratch.data_ptr(),
-            size,
-            maps.shape,
-            maps.stride(),
-            DTYPE_TAGS[maps.dtype],
-            (top_count, bottom_count),
-            (top_divisor, bottom_divisor),
-        )
-        if size == 0:
-            return out, thresholds
-        scratch = torch.empty(size, dtype=torch.uint8)
+    *plan, keep = arguments
+    _library.launch(
+        C.weldon_pool_forward,
+        maps,
+        maps.data_ptr(),
+        out.data_ptr(),
+        thresholds.data_ptr() if keep else 0,
+        maps.shape,
+        maps.stride(),
+        DTYPE_TAGS[maps.dtype],
+        (plan[0], plan[1]),
+        (plan[2], plan[3]),
+    )
+    return out, thresholds
 
 
-def _fake_forward(
-    maps: Tensor,
-    top_count: int,
-    bottom_count: int,
-    top_divisor: float,
-    bottom_divisor: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    rows = maps.shape[:2]
-    return maps.new_empty(rows), maps.new_empty((*rows, 2) if keep else (0,), dtype=torch.int32)
+def _fake_forward(maps: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    keep = arguments[-1]
+    batch, channels, _, _ = maps.shape
+    rows = (batch, channels, 2) if keep else (0,)
+    return maps.new_empty(batch, channels), maps.new_empty(*rows, dtype=torch.int32)
 
 
-def _backward(
-    grad: Tensor,
-    maps: Tensor,
-    thresholds: Tensor,
-    top_count: int,
-    bottom_count: int,
-    top_divisor: float,
-    bottom_divisor: float,
-) -> Tensor:
+def _backward(grad: Tensor, maps: Tensor, thresholds: Tensor, *plan: Any) -> Tensor:
     grad_maps = torch.empty_like(maps)
     if maps.numel() == 0:
         return grad_maps
     grad = grad.contiguous()
-    device, stream, threads = _library.runtime(maps)
-    C.weldon_pool_backward(
-        device,
-        stream,
-        threads,
+    _library.launch(
+        C.weldon_pool_backward,
+        maps,
         maps.data_ptr(),
         thresholds.data_ptr(),
         grad.data_ptr(),
@@ -98,8 +70,8 @@ def _backward(
         maps.stride(),
         grad_maps.stride(),
         DTYPE_TAGS[maps.dtype],
-        (top_count, bottom_count),
-        (top_divisor, bottom_divisor),
+        (plan[0], plan[1]),
+        (plan[2], plan[3]),
     )
     return grad_maps
 
