@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tool that measures routes of attention: its verdicts, its table, and going on after a stop."""
+"""The tool that measures routes of attention: verdicts, table, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_run_replaces_its_own_entry_and_goes_on_after_a_stop(tmp_path: Path, m
     level = {"cpu_level": _library.C.cpu_level()}
     assert entries[0].match == level
     assert entries[0].grid == ((8,), (10,), (10, 64), (32,))
-    assert [e for e in entries[1:]] == [e for e in before if e.match != level]
+    assert list(entries[1:]) == [e for e in before if e.match != level]
     capsys.readouterr()
 
     monkeypatch.setattr(tool, "measure", None)  # everything is known already

@@ -151,12 +151,12 @@ def test_a_few_queries_get_the_bits_that_they_get_among_many(cpu_level, dtype, d
     # Few queries take a form of their own, with keys in lanes; many take the one of the tiles.
     q, k, v = make((2, 2, 30, 300, dim), dtype)
     mask = some_mask(2, 300)
-    for options in ({}, {"key_mask": mask}, {"key_lengths": torch.tensor([129, 7])}):
-        options = {**options, "return_lse": True, "backend": "native"}
+    for keys in ({}, {"key_mask": mask}, {"key_lengths": torch.tensor([129, 7])}):
+        options = {**keys, "return_lse": True, "backend": "native"}
         whole, whole_lse = attention(q, k, v, **options)
         for count in (1, 2, 3, 4, 5):
             out, lse = attention(q[:, :, 7 : 7 + count], k, v, **options)
-            assert torch.equal(out, whole[:, :, 7 : 7 + count]), (count, list(options))
+            assert torch.equal(out, whole[:, :, 7 : 7 + count]), (count, list(keys))
             # Its one product and sum may round together or apart.
             torch.testing.assert_close(lse, whole_lse[:, :, 7 : 7 + count], atol=1e-6, rtol=0)
 

@@ -93,7 +93,8 @@ def _stream_numbers(
     kept.extend(rows)
     q, k, v = rows
     packed, packed_keys = query_offsets is not None, key_offsets is not None
-    addresses, mask_stride = (0, 0, 0, 0), 0
+    addresses: tuple[int, ...] = (0, 0, 0, 0)
+    mask_stride = 0
     if mask is not None or lengths is not None or packed or packed_keys:
         if mask is not None:
             mask = mask.contiguous() if mask.stride(-1) != 1 else mask
@@ -196,7 +197,8 @@ def _run_simple(stream: Stream) -> Tensor | None:
     """
     q, k, v = stream[:3]
     workspace = getattr(_kept, "workspace", None)
-    if stream.form != "plain" or not q.is_cpu or workspace is None:
+    device, _, threads = _library.runtime(q)
+    if stream.form != "plain" or device != _library.CPU or workspace is None:
         return None
     q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
     if not q_strides[3] == k_strides[3] == v_strides[3] == 1:
@@ -206,7 +208,6 @@ def _run_simple(stream: Stream) -> Tensor | None:
     out = q.new_empty_strided((batch, heads, count, dim), (count * width, dim, width, 1))
     if not out.numel():
         return out
-    device, _, threads = _library.runtime(q)
     numbers = (
         q.data_ptr(),
         k.data_ptr(),
