@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,8 @@ def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Bytes of workspace that each call asked for, with the name of its entry: shows the form."""
     asked: list[tuple[str, int]] = []
     compiled = native.C
+    # No workspace left by a call on the CPU: the kernels would take it without asking.
+    monkeypatch.setattr(native, "_kept", threading.local())
 
     def spy(name: str) -> Callable[..., int]:
         def call(*arguments: Any) -> int:
@@ -228,6 +231,7 @@ def test_shares_on_a_large_gpu(
     simt: object, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], splits: int
 ) -> None:
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "132")
+    monkeypatch.setattr(native, "_kept", threading.local())
     compiled, asked = native.C, []
 
     def size_alone(*arguments: Any) -> int:
