@@ -205,7 +205,6 @@ def test_results_through_every_route(route, dtype):
     for i, (mine, oracle) in enumerate(zip(got, want, strict=True)):
         assert mine.dtype == dtype
         assert_attention(mine, oracle, f"{route}, result {i}")
-        assert mine.transpose(1, 2).is_contiguous()
     assert (got[3][1] == 0).all()
     assert (got[2][2] == 0).all()
 

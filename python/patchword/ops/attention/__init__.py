@@ -68,10 +68,11 @@ def attention(
         backend: See :func:`patchword.ops.use_backend`. Never changes the result beyond rounding.
 
     Returns:
-        The output in the shape and dtype of ``q``; its memory is ``[B, Nq, H, d]``, so that
-        ``out.transpose(1, 2).flatten(2)`` is free. With ``return_lse`` also ``[B, H, Nq]``
-        (packed: ``[T, H]``) float32, float64 for float64 inputs. A query whose keys all take no
-        part gets zeros and -inf.
+        The output in the shape and dtype of ``q``. For views of packed projections
+        ``out.transpose(1, 2).flatten(2)`` is free; the compiled kernel always leaves its memory
+        as ``[B, Nq, H, d]``, torch's kernels leave it as that of ``q``. With ``return_lse`` also
+        ``[B, H, Nq]`` (packed: ``[T, H]``) float32, float64 for float64 inputs. A query whose keys
+        all take no part gets zeros and -inf.
 
     Raises:
         ShapeError: Ranks or sizes do not fit together.

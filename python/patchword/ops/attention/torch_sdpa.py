@@ -67,19 +67,11 @@ def _attend(stream: Stream) -> Tensor:
     return torch.where(seen, out, 0.0)
 
 
-def _heads_beside_one_another(out: Tensor) -> Tensor:
-    """The same rows in the memory order of the compiled form, ``[B, N, H, d]``."""
-    beside = out.transpose(1, 2)
-    return out if beside.is_contiguous() else beside.contiguous().transpose(1, 2)
-
-
 def attention_sdpa(route: str, streams: Sequence[Stream]) -> list[Tensor]:
     """Outputs of the streams, one call of torch's attention each."""
     preferred = _PREFERRED.get(route)
     if preferred is None:
-        outs = [_attend(stream) for stream in streams]
-    else:
-        order = [preferred, *(kernel for kernel in _ORDER if kernel is not preferred)]
-        with sdpa_kernel(order, set_priority=True):
-            outs = [_attend(stream) for stream in streams]
-    return [_heads_beside_one_another(out) for out in outs]
+        return [_attend(stream) for stream in streams]
+    order = [preferred, *(kernel for kernel in _ORDER if kernel is not preferred)]
+    with sdpa_kernel(order, set_priority=True):
+        return [_attend(stream) for stream in streams]
