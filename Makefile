@@ -8,9 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # `make test TORCH=torch==2.13.0` names one build of torch; the default is the newest.
 TORCH ?= torch
-# Development builds compile fewer CUDA architectures than a release: sm_80 code runs on 8.x,
-# and newer chips compile the PTX on first use.
-DEV_CUDA_ARCHS ?= 80-real;90-virtual
+# Development builds compile one CUDA architecture: sm_80 code runs on 8.x, and newer chips compile
+# the PTX beside it on first use.
+DEV_CUDA_ARCHS ?= 80
 JOBS ?= 2
 
 BIN := $(VENV)/bin
