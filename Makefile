@@ -62,6 +62,8 @@ $(VENV)/.demo: $(VENV)/.pip $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.pip $(SOURCES)
 	$(DEV_BUILD) ".[dev]"
+	@# CUDA builds of torch bring their own Triton, CPU builds none; it also carries cuobjdump.
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install -q "triton>=3.8"
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: $(VENV)/.pip $(SOURCES)

@@ -53,6 +53,9 @@ class Engine {
 
   [[noreturn]] void fail(const std::string& what);
   void wait();  // switches from the running fiber to the scheduler
+  // Its own frame, with its strings, must be gone when the fiber is left for good: their red zones
+  // would stay in the shadow of a stack that the next launch uses.
+  [[gnu::noinline]] void check_exit();
   void exit_lane();
   void run_body() { body_(arguments_); }
   void enter_lane() { enter(scheduler_); }

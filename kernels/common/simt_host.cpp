@@ -118,12 +118,16 @@ void Engine::resume(Lane& lane) {
 
 void Engine::wait() { switch_context(lane().context, scheduler_, lane().state == State::kExited); }
 
+void Engine::check_exit() {
+  const Lane& self = lane();
+  if (self.wgmma.products.empty()) return;
+  fail("it exits before the wgmma at " + where(self.wgmma.products.front().site) +
+       " has been waited for");
+}
+
 void Engine::exit_lane() {
+  check_exit();
   Lane& self = lane();
-  if (!self.wgmma.products.empty()) {
-    fail("it exits before the wgmma at " + where(self.wgmma.products.front().site) +
-         " has been waited for");
-  }
   self.state = State::kExited;
   warps_[self.linear / 32].gone |= 1u << self.linear % 32;
   ++progress;

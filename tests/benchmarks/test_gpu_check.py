@@ -77,7 +77,8 @@ def test_without_a_gpu_the_script_says_so_in_one_line(tmp_path):
         env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
     )
     assert done.returncode == 1
-    assert done.stdout.splitlines()[1] == "gpu_check: torch sees no GPU"
+    # Beside it may stand which packages are missing.
+    assert "gpu_check: torch sees no GPU" in done.stdout.splitlines()[1:]
 
 
 def test_every_cuda_test_file_is_found(script):

@@ -376,3 +376,11 @@ def test_the_default_is_native(tmp_path):
         q, k, v = make((2, 3, 4, 5, 8))
         assert attention_route(q, k, v).name == "native"
         assert torch.equal(attention(q, k, v), attention(q, k, v, backend="native"))
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    def marked_by_torch() -> None: ...
+
+    torch.compiler.assume_constant_result(marked_by_torch)
+    for function in (routes._edge, routes._at):
+        assert vars(marked_by_torch).items() <= vars(function).items()
