@@ -95,7 +95,7 @@ def point_infonce(
             or tensors on several devices.
         OptionError: A temperature or stride that is not positive, or unknown coordinates.
         IndexError: An image outside 0..B-1. On a GPU, where looking would wait for the device,
-            the loss of such a query is NaN instead, and that query has no gradient.
+            the loss of such a query is NaN instead, and so are the gradients of its points.
         BackendError: A forced backend cannot run these inputs.
 
     Note:
