@@ -47,7 +47,7 @@ edit neither the tables nor the list of losses by hand. `make bench` (or
 - **Compiled peers** have static shapes and the row's thread count in their code; compile time
   (from a cache that is empty when the run starts) is apart. `torch.inference_mode` holds for
   everything.
-- **Known fault of the 0.1.0 file.** It was measured with a pause of 0.03 s after a helper's sample
+- **Known fault of the file `ops`.** It was measured with a pause of 0.03 s after a helper's sample
   (now 0.25 s), while its threads still spun. Two-thread rows that have NumPy or FAISS peers are
   therefore unreliable, ours most of all: it follows NumPy in turn.
 - **Ceilings** are probed in the same run: a 256 MB copy and a 2048 x 2048 float32 product, the
