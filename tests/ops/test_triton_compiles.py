@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 
 torch.cuda.is_available = lambda: True
 from patchword.ops.mask_upsample import triton_kernels as upsample
+from patchword.ops.mask_upsample.reference import Reading
 from patchword.ops.patch_similarity import triton_kernels as similarity
 
 
@@ -63,11 +64,9 @@ for dtype, mode, align, size, masked in (
     (bf16, "bilinear", True, (3, 9), False),
 ):
     region = torch.ones(1, *size, dtype=torch.bool) if masked else None
-    upsample.labels(
-        torch.randn(1, 5, 3, 4).to(dtype), size, mode=mode, align_corners=align,
-        label_dtype=torch.uint8, ignore_index=255, region=region,
-        class_mask=torch.ones(5, dtype=torch.bool) if masked else None,
-    )
+    classes = torch.ones(5, dtype=torch.bool) if masked else None
+    reading = Reading(size, mode, align, classes, region)
+    upsample.labels(torch.randn(1, 5, 3, 4).to(dtype), reading, torch.uint8, ignore_index=255)
 for kernel in made:
     assert kernel.asm["cubin"][:4] == b"\\x7fELF"
     print(kernel.name, "mma" if "mma.sync" in kernel.asm["ptx"] else "-")
