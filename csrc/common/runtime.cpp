@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "kernels/common/cpu_levels.h"
+#include "kernels/common/huge_pages.h"
 #include "kernels/common/threads.h"
 
 namespace py = pybind11;
@@ -97,6 +98,10 @@ void bind_runtime(py::module_& module) {
   module.def("force_cpu_level",
              [](const std::string& name) { return force_cpu_level(name.c_str()); });
   module.def("openmp_runtime", &openmp_runtime);
+  module.def("expect_writes", [](uintptr_t address, int64_t bytes) {
+    expect_writes(pointer<void>(address), bytes);
+  });
+  module.attr("huge_pages_from") = kHugePagesFrom;
   module.def("load_cuda_library", &load_cuda_library);
   module.def("unload_cuda_library", &unload_cuda_library);
   module.def("cuda_loaded", [] { return cuda_library != nullptr; });

@@ -20,23 +20,33 @@ PW_INLINE bool comes_first(float score, int64_t index, float limit, int32_t boun
   return score > limit || (score == limit && index > bound);
 }
 
-// Candidates of a row that come before its limit; `index0` is the first one's index.
+// How many of n scores are above a limit, or with `OrEqual` no less.
+template <bool OrEqual>
+PW_INLINE int64_t count_scores(const float* scores, int64_t n, float limit) {
+  constexpr int kSums = 4;
+  const VecF bound = splat(limit);
+  VecI counted[kSums] = {};
+  int64_t c = 0;
+  for (; c + kSums * kLanes <= n; c += kSums * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kSums; ++i) {
+      const VecF s = load(scores + c + i * kLanes);
+      counted[i] -= OrEqual ? s >= bound : s > bound;
+    }
+  }
+  int64_t total = sum_lanes((counted[0] + counted[1]) + (counted[2] + counted[3]));
+  for (; c < n; ++c) total += OrEqual ? scores[c] >= limit : scores[c] > limit;
+  return total;
+}
+
+// Candidates of a row that come before its limit; `index0` is the first one's index. Of equal
+// scores those with an index over the bound come first, so one comparison does on either side.
 PW_INLINE int64_t count_row(const float* scores, int64_t n, int32_t index0,
                             const RankLimit& limit) {
-  const VecF score = splat(limit.score);
-  const VecI bound = splat_int(limit.bound);
-  VecI index = lane_numbers() + index0, counted{};
-  int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) {
-    const VecF s = load(scores + c);
-    counted -= (s > score) | ((s == score) & (index > bound));
-    index += kLanes;
-  }
-  int64_t total = sum_lanes(counted);
-  for (; c < n; ++c) {
-    total += comes_first(scores[c], index0 + c, limit.score, limit.bound);
-  }
-  return total;
+  int64_t split = static_cast<int64_t>(limit.bound) + 1 - index0;
+  split = split < 0 ? 0 : (split < n ? split : n);
+  return count_scores<false>(scores, split, limit.score) +
+         count_scores<true>(scores + split, n - split, limit.score);
 }
 
 template <typename Element>

@@ -148,8 +148,9 @@ struct Source {
   }
 };
 
-template <typename Element, typename V>
-void run_forward(const SruParams& p, const Runs& runs, int64_t run, int64_t b) {
+template <typename Element>
+void run_forward(const SruParams& p, const Runs& runs, ForwardStep step_forward, int64_t run,
+                 int64_t b) {
   typedef typename Element::Storage Storage;
   Source<Element> source(p);
   float held[kMostUnits], out[kMostUnits];
@@ -166,7 +167,7 @@ void run_forward(const SruParams& p, const Runs& runs, int64_t run, int64_t b) {
     float* const after = p.states == nullptr ? held : p.states + (t * p.batch + b) * p.units + j;
     if (whole) {
       Storage* const target = h + (p.last_only ? b : t * p.batch + b) * p.units + j;
-      step_forward<V>(in, after, writable<Element>(target, 1, out), n);
+      step_forward(in, after, writable<Element>(target, 1, out), n);
       written<Element>(target, 1, n, out);
     } else {
       step_state(in, after, n);
@@ -184,8 +185,9 @@ void run_forward(const SruParams& p, const Runs& runs, int64_t run, int64_t b) {
   if (p.last_only != 0 && length == 0) zero<Element>(h + b * p.units + j, 1, n);
 }
 
-template <typename Element, typename V>
-void run_backward(const SruBackwardParams& q, const Runs& runs, int64_t run) {
+template <typename Element>
+void run_backward(const SruBackwardParams& q, const Runs& runs, BackwardStep step_backward,
+                  int64_t run) {
   typedef typename Element::Storage Storage;
   const SruParams& p = q.forward;
   Source<Element> source(p);
@@ -236,7 +238,7 @@ void run_backward(const SruBackwardParams& q, const Runs& runs, int64_t run) {
       if (whole) {
         const int64_t at = p.last_only ? b * p.units + j : row;
         grad.out = readable<Element>(static_cast<const Storage*>(q.grad_out) + at, 1, n, incoming);
-        step_backward<V>(in, grad, n);
+        step_backward(in, grad, n);
       } else {
         step_state_backward(in, grad, n);
       }
@@ -255,77 +257,53 @@ void run_backward(const SruBackwardParams& q, const Runs& runs, int64_t run) {
   }
 }
 
-template <typename Element, typename V>
-void forward_all(const SruParams& p, int threads) {
+template <typename Element>
+Status forward_as(const SruParams& p, int threads) {
   const Runs runs(p, threads, p.batch);
+  const ForwardStep step = steps_of(p).forward;
   const int64_t tasks = p.batch * runs.count;
   const double nanoseconds = 1.0 * static_cast<double>(p.steps * p.batch * p.units);
   parallel_for(useful_threads(threads, tasks, nanoseconds), tasks,
                [&](int64_t begin, int64_t end, int) {
                  for (int64_t i = begin; i < end; ++i) {
-                   run_forward<Element, V>(p, runs, i % runs.count, i / runs.count);
+                   run_forward<Element>(p, runs, step, i % runs.count, i / runs.count);
                  }
                });
+  return ok_status();
 }
 
-template <typename Element, typename V>
-void backward_all(const SruBackwardParams& q, int threads) {
+template <typename Element>
+Status backward_as(const SruBackwardParams& q, int threads) {
   const SruParams& p = q.forward;
   const Runs runs(p, threads, 1);
+  const BackwardStep step = steps_of(p).backward;
   const double nanoseconds = 2.0 * static_cast<double>(p.steps * p.batch * p.units);
   parallel_for(useful_threads(threads, runs.count, nanoseconds), runs.count,
                [&](int64_t begin, int64_t end, int) {
-                 for (int64_t i = begin; i < end; ++i) run_backward<Element, V>(q, runs, i);
+                 for (int64_t i = begin; i < end; ++i) run_backward<Element>(q, runs, step, i);
                });
+  return ok_status();
 }
 
-// Calls job.run<Element, Variant>() for what the parameters ask for.
-template <typename Job>
-Status choose(const SruParams& p, const Job& job) {
-  const auto with_variant = [&](auto element) {
-    typedef decltype(element) Element;
-    const bool masked = p.mask != nullptr, difference = p.dropout == SruDropout::kDifference;
-    if (p.activation == SruActivation::kTanh) {
-      if (!masked) return job.template run<Element, Variant<true, false, false>>();
-      if (!difference) return job.template run<Element, Variant<true, true, false>>();
-      return job.template run<Element, Variant<true, true, true>>();
-    }
-    if (!masked) return job.template run<Element, Variant<false, false, false>>();
-    if (!difference) return job.template run<Element, Variant<false, true, false>>();
-    return job.template run<Element, Variant<false, true, true>>();
-  };
+Status forward(const SruParams& p, int threads) {
   switch (p.dtype) {
-    case DType::kFloat32: with_variant(Float32{}); return ok_status();
-    case DType::kFloat16: with_variant(Float16{}); return ok_status();
-    case DType::kBFloat16: with_variant(BFloat16{}); return ok_status();
+    case DType::kFloat32: return forward_as<Float32>(p, threads);
+    case DType::kFloat16: return forward_as<Float16>(p, threads);
+    case DType::kBFloat16: return forward_as<BFloat16>(p, threads);
     default: return unsupported("gates must be float32, float16 or bfloat16");
   }
 }
 
-struct ForwardJob {
-  const SruParams& p;
-  int threads;
-  template <typename Element, typename V>
-  void run() const {
-    forward_all<Element, V>(p, threads);
-  }
-};
-struct BackwardJob {
-  const SruBackwardParams& q;
-  int threads;
-  template <typename Element, typename V>
-  void run() const {
-    backward_all<Element, V>(q, threads);
-  }
-};
-
-Status forward(const SruParams& p, int threads) { return choose(p, ForwardJob{p, threads}); }
 Status backward(const SruBackwardParams& q, int threads) {
-  return choose(q.forward, BackwardJob{q, threads});
+  switch (q.forward.dtype) {
+    case DType::kFloat32: return backward_as<Float32>(q, threads);
+    case DType::kFloat16: return backward_as<Float16>(q, threads);
+    case DType::kBFloat16: return backward_as<BFloat16>(q, threads);
+    default: return unsupported("gates must be float32, float16 or bfloat16");
+  }
 }
 
 }  // namespace
-
 }  // namespace PW_LEVEL
 
 extern const SruTable PW_LEVEL_TABLE(kSru);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/sru/gate_math.h"
+#include "kernels/sru/sru.h"
 
 namespace patchword {
 namespace PW_LEVEL {
@@ -39,7 +40,8 @@ struct StepGradients {
   float* sum[4];      // of both biases, both weights; added to
 };
 
-// What holds for a whole call: one loop each, so that no branch sits inside.
+// What holds for a whole call: one loop each, so that no branch sits inside. A function each as
+// well, never inlined: element types share them.
 template <bool Tanh_, bool Masked_, bool Difference_>
 struct Variant {
   static constexpr bool kTanh = Tanh_, kMasked = Masked_, kDifference = Difference_;
@@ -47,7 +49,8 @@ struct Variant {
 
 // State and output after a step.
 template <typename V>
-PW_INLINE void step_forward(const StepInputs& in, float* state, float* out, int64_t units) {
+__attribute__((noinline)) void step_forward(const StepInputs& in, float* state, float* out,
+                                            int64_t units) {
   const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
     const VecF before = load_units(in.state + j, n);
     const VecF candidate = load_units(in.gate[0] + j, n);
@@ -76,7 +79,7 @@ PW_INLINE void step_forward(const StepInputs& in, float* state, float* out, int6
 }
 
 // State alone: the reset gate and the output are not worked out.
-PW_INLINE void step_state(const StepInputs& in, float* state, int64_t units) {
+__attribute__((noinline)) void step_state(const StepInputs& in, float* state, int64_t units) {
   const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
     const VecF before = load_units(in.state + j, n);
     const VecF candidate = load_units(in.gate[0] + j, n);
@@ -90,7 +93,8 @@ PW_INLINE void step_state(const StepInputs& in, float* state, int64_t units) {
 }
 
 template <typename V>
-PW_INLINE void step_backward(const StepInputs& in, const StepGradients& grad, int64_t units) {
+__attribute__((noinline)) void step_backward(const StepInputs& in, const StepGradients& grad,
+                                             int64_t units) {
   const VecF one = splat(1.0f);
   const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
     const VecF before = load_units(in.state + j, n);
@@ -138,7 +142,8 @@ PW_INLINE void step_backward(const StepInputs& in, const StepGradients& grad, in
 }
 
 // A step whose output nobody reads: the gradients of u2 and of the highway input are 0.
-PW_INLINE void step_state_backward(const StepInputs& in, const StepGradients& grad, int64_t units) {
+__attribute__((noinline)) void step_state_backward(const StepInputs& in, const StepGradients& grad,
+                                                   int64_t units) {
   const VecF one = splat(1.0f);
   const auto body = [&](int64_t j, int n) __attribute__((always_inline)) {
     const VecF before = load_units(in.state + j, n);
@@ -159,6 +164,32 @@ PW_INLINE void step_state_backward(const StepInputs& in, const StepGradients& gr
   int64_t j = 0;
   for (; j + kLanes <= units; j += kLanes) body(j, kLanes);
   if (j < units) body(j, static_cast<int>(units - j));
+}
+
+typedef void (*ForwardStep)(const StepInputs& in, float* state, float* out, int64_t units);
+typedef void (*BackwardStep)(const StepInputs& in, const StepGradients& grad, int64_t units);
+
+struct Steps {
+  ForwardStep forward;
+  BackwardStep backward;
+};
+
+template <typename V>
+Steps steps_as() {
+  return {&step_forward<V>, &step_backward<V>};
+}
+
+// The steps of what the parameters ask for.
+inline Steps steps_of(const SruParams& p) {
+  const bool masked = p.mask != nullptr, difference = p.dropout == SruDropout::kDifference;
+  if (p.activation == SruActivation::kTanh) {
+    if (!masked) return steps_as<Variant<true, false, false>>();
+    return difference ? steps_as<Variant<true, true, true>>()
+                      : steps_as<Variant<true, true, false>>();
+  }
+  if (!masked) return steps_as<Variant<false, false, false>>();
+  return difference ? steps_as<Variant<false, true, true>>()
+                    : steps_as<Variant<false, true, false>>();
 }
 
 }  // namespace

@@ -146,6 +146,21 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+# Below so many bytes memory is not looked after; the core decides.
+_HUGE_PAGES_FROM: int = 1 << 62 if C is None else C.huge_pages_from
+
+
+def written(tensor: Tensor) -> int:
+    """Address of dense memory that a CPU kernel is about to fill: a large one in huge pages.
+
+    A page of 4 KiB that is touched for the first time costs more than filling it does.
+    """
+    at = tensor.data_ptr()
+    if tensor.nbytes >= _HUGE_PAGES_FROM and tensor.is_cpu:
+        C.expect_writes(at, tensor.nbytes)
+    return at
+
+
 def runtime(tensor: Tensor) -> tuple[int, int, int]:
     """Device tag, CUDA stream handle and CPU thread count for work on ``tensor``."""
     if tensor.is_cuda:
@@ -195,7 +210,7 @@ def launch(entry: Callable[..., int], like: Tensor, *arguments: Any) -> None:
     memory = torch.empty(needed, dtype=torch.uint8, device=like.device)
     if keeps and needed <= _KEPT_BYTES:
         _scratch.memory, _scratch.address, _scratch.size = memory, memory.data_ptr(), needed
-    entry((*where[:3], memory.data_ptr(), needed), *arguments)
+    entry((*where[:3], written(memory), needed), *arguments)
 
 
 def refuse_device(tensor: Tensor) -> str | None:

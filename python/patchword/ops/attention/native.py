@@ -108,7 +108,7 @@ def _stream_numbers(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        out.data_ptr(),
+        _library.written(out),
         _address(lse),
         *addresses,
         q.shape[0 if packed else 2],
@@ -324,7 +324,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
             (
                 grad_out.data_ptr(),
                 _address(grad_lse),
-                *(g.data_ptr() for g in mine),
+                *map(_library.written, mine),
                 *_strides(grad_out, out.ndim == 3),
                 *(stride for g in mine for stride in _strides(g, g.ndim == 3)),
             )

@@ -70,8 +70,8 @@ def _fill(
         (ids.shape[0], flags.shape[0], pairs.shape[0]),
         flags.data_ptr(),
         starts.data_ptr(),
-        rows0.data_ptr(),
-        rows1.data_ptr(),
+        _library.written(rows0),
+        _library.written(rows1),
         capacity,
     )
     return rows0, rows1

@@ -71,7 +71,7 @@ def _run(
         logits,
         (
             logits.data_ptr(),
-            _library.address(out),
+            _library.written(out),
             _library.address(confidence),
             _library.address(confusion),
             _library.address(target),
@@ -272,7 +272,7 @@ def _backward(grad: Tensor, height: int, width: int, mode: int, align_corners: b
         C.mask_upsample_backward,
         grad,
         grad.data_ptr(),
-        out.data_ptr(),
+        _library.written(out),
         (DTYPE_TAGS[grad.dtype], 0, mode, 0, align_corners),
         (grad.shape[0], grad.shape[1], height, width, grad.shape[2], grad.shape[3]),
     )

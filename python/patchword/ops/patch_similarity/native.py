@@ -87,7 +87,7 @@ def pack(queries: Tensor, cosine: bool, eps: float) -> Tensor:
     C.patch_similarity_pack(
         torch.get_num_threads(),
         (0, queries.data_ptr(), 0, 0, 0, 0, 0, 0),
-        packed.data_ptr(),
+        _library.written(packed),
         options,
         (0.0, 0.0, 0.0, eps),
         sizes,
@@ -169,7 +169,7 @@ def _run(
             _library.address(group_order),
             _library.address(group_offsets),
         ),
-        tuple([0 if result is None else result.data_ptr() for result in results]),
+        tuple([0 if result is None else _library.written(result) for result in results]),
         (
             DTYPE_TAGS[patches.dtype],
             DTYPE_TAGS[queries.dtype],

@@ -51,7 +51,7 @@ def _call(function: Any, features: Tensor, points: tuple[Tensor, ...], *argument
     """Run a kernel; again with memory when it asks for some."""
     scratch, size = None, 0
     while True:
-        size = function(*arguments, 0 if scratch is None else scratch.data_ptr(), size)
+        size = function(*arguments, 0 if scratch is None else _library.written(scratch), size)
         if size == 0:
             return
         if size < 0:
@@ -223,7 +223,7 @@ def _backward(
         dots.data_ptr(),
         norms.data_ptr(),
         grad.data_ptr(),
-        made[0].data_ptr() if wants_features else 0,
+        _library.written(made[0]) if wants_features else 0,
         made[0].stride() if wants_features else (0, 0, 0, 0),
         made[1].data_ptr() if wants_points else 0,
         made[2].data_ptr() if wants_points else 0,

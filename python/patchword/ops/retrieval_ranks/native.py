@@ -50,7 +50,7 @@ def _from_embeddings(
             truth.data_ptr(),
             ranks0.data_ptr(),
             ranks1.data_ptr() if both else 0,
-            0 if scratch is None else scratch.data_ptr(),
+            0 if scratch is None else _library.written(scratch),
             size,
             rows,
             columns,

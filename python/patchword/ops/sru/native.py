@@ -75,8 +75,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     _library.launch(
         C.sru_forward,
         inputs.gates,
-        *inputs.arguments(states.data_ptr() if keep_states else 0),
-        out.data_ptr(),
+        *inputs.arguments(_library.written(states) if keep_states else 0),
+        _library.written(out),
         last.data_ptr(),
     )
     return out, last, states
@@ -110,7 +110,7 @@ def _backward(
         C.sru_backward,
         inputs.gates,
         *inputs.arguments(states.data_ptr()),
-        (grad_out.data_ptr(), grad_last.data_ptr(), *(grad.data_ptr() for grad in results)),
+        (grad_out.data_ptr(), grad_last.data_ptr(), *map(_library.written, results)),
         grad_gates.stride(),
     )
     return results

@@ -65,7 +65,7 @@ def _backward(grad: Tensor, maps: Tensor, thresholds: Tensor, *plan: Any) -> Ten
         maps.data_ptr(),
         thresholds.data_ptr(),
         grad.data_ptr(),
-        grad_maps.data_ptr(),
+        _library.written(grad_maps),
         maps.shape,
         maps.stride(),
         grad_maps.stride(),
