@@ -7,18 +7,25 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.accuracy import AttentionGate, as_tensor
+from benchmarks.accuracy import as_tensor
 from benchmarks.common import Run
+from benchmarks.inputs import DTYPES, packed_sets
 from benchmarks.ops._ours import find_op
-from benchmarks.ops.attention import backward, gradient_gate, pair, pair_gate, plain, plain_gate
+from benchmarks.ops.attention import (
+    backward,
+    dual_gate,
+    gradient_gate,
+    pair,
+    pair_gate,
+    plain,
+    plain_gate,
+)
 from benchmarks.peers import attention as peers
 from benchmarks.peers import eager, gpu_libraries
 from benchmarks.registry import Inputs, Peer, Row, Target, Verdict
 
 CUDA = ("cuda",)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BACKENDS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 MASKED = "torch SDPA, joined tokens under a block mask"
 SETS, LONGEST = 150, 16
@@ -28,18 +35,8 @@ Shape = tuple[int, int, int, int]
 def attention_inputs(shape: Shape, dtype: str, cross: bool, small: bool) -> Inputs:
     """Return packed projections [B,N,3,H,d] of two sets and a gradient of the output."""
     batch, heads, tokens, dim = shape
-    generator = torch.Generator().manual_seed(6)
     batch, tokens = (1, 48) if small else (batch, tokens)
-
-    def draw(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator).to(DTYPES[dtype])
-
-    return {
-        "packed0": draw(batch, tokens, 3, heads, dim),
-        "packed1": draw(batch, tokens, 3, heads, dim),
-        "seed": draw(batch, heads, tokens, dim),
-        "cross": cross,
-    }
+    return packed_sets(batch, heads, tokens, dim, dtype=dtype, cross=cross)
 
 
 def ragged_inputs(dtype: str, small: bool) -> Inputs:
@@ -80,12 +77,6 @@ class RaggedGate:
             off = ((made - want).transpose(1, 2)[seen]).norm() / want.transpose(1, 2)[seen].norm()
             error = max(error, float(off.nan_to_num(torch.inf)))
         return Verdict(error, self._tolerance)
-
-
-def dual_gate(inputs: Inputs) -> AttentionGate:
-    """Return the gate of the ordinary and the value-value path."""
-    q, k, v = peers.views(inputs["packed0"])
-    return AttentionGate([(q, k, v), (v, v, v)])
 
 
 def ours_dual(inputs: Inputs, backend: str) -> Run:

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.accuracy import UpsampleGate
+from benchmarks.inputs import leaning_patches, logits
 from benchmarks.ops import _ours
 from benchmarks.ops.patch_similarity import softmax_gate
 from benchmarks.ops.sample_features import sample_gate, sampling_inputs
@@ -25,26 +25,16 @@ CHECKED_ROWS = 24
 def similarity_inputs(classes: int, dtype: torch.dtype, small: bool) -> Inputs:
     """Return patches [8,1024,768] that lean towards some query, and queries [classes,768]."""
     batch, patches, classes = (1, 32, 40) if small else (BATCH, PATCHES, classes)
-    generator = torch.Generator().manual_seed(1)
-    queries = torch.randn(classes, SIZE, generator=generator)
-    owner = torch.randint(classes, (batch, patches), generator=generator)
-    noise = torch.randn(batch, patches, SIZE, generator=generator)
-    values = noise * 3 + queries[owner]
-    return {"patches": values.to(dtype), "queries": queries.to(dtype), "scale": SCALE}
+    return leaning_patches(batch, patches, classes, SIZE, dtype=dtype, scale=SCALE)
 
 
 def upsample_inputs(
     batch: int, classes: int, low: int, high: int, smooth: bool, small: bool
 ) -> Inputs:
     """Return logits [batch,classes,low,low]: noise, or noise of a four times coarser grid."""
-    generator = torch.Generator().manual_seed(2)
-    batch, classes = (min(batch, 2), 9) if small else (batch, classes)
-    grid = max(2, low // 4) if smooth else low
-    logits = torch.randn(batch, classes, grid, grid, generator=generator)
-    if smooth:
-        logits = F.interpolate(logits, size=(low, low), mode="bicubic", align_corners=False)
-    size = (2 * low, 2 * low) if small else (high, high)
-    return {"logits": logits, "size": size, "mode": "bilinear"}
+    if small:
+        batch, classes, high = min(batch, 2), 9, 2 * low
+    return logits(batch, classes, low, high, coarser=4 if smooth else None)
 
 
 def upsample_gate(part: str, inputs: Inputs) -> Gate:
@@ -53,8 +43,7 @@ def upsample_gate(part: str, inputs: Inputs) -> Gate:
     rows = torch.randperm(height, generator=torch.Generator().manual_seed(3))
     rows = rows[:CHECKED_ROWS].sort().values
     gates = [
-        UpsampleGate(logits[None], inputs["size"], inputs["mode"], rows)
-        for logits in inputs["logits"]
+        UpsampleGate(maps[None], inputs["size"], inputs["mode"], rows) for maps in inputs["logits"]
     ]
 
     def judge(output: Any, other: str) -> Verdict | None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-
+from benchmarks.inputs import recurrence_tensors
 from benchmarks.ops import _ours, pamr, pooling, retrieval_ranks, sru
 from benchmarks.peers import eager, gpu_libraries, refinement, serial_sru
 from benchmarks.peers import pooling as pooling_peers
@@ -24,19 +23,7 @@ COUNT = "torch eager product and count"
 
 def recurrence_inputs(steps: int, batch: int, units: int, small: bool) -> Inputs:
     """Return the tensors of a layer with three gates, and the gradient of its output."""
-    generator = torch.Generator().manual_seed(8)
-    steps, batch, units = (9, 2, 40) if small else (steps, batch, units)
-    shapes = {
-        "gates": (steps, batch, 3, units),
-        "bias": (2 * units,),
-        "weight": (2 * units,),
-        "highway": (steps, batch, units),
-        "grad": (steps, batch, units),
-    }
-    inputs: Inputs = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
-    for name in ("bias", "weight"):
-        inputs[name] *= 0.1
-    return inputs
+    return recurrence_tensors(9, 2, 40) if small else recurrence_tensors(steps, batch, units)
 
 
 def refinement_inputs(batch: int, channels: int, side: int, small: bool) -> Inputs:

@@ -8,17 +8,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.accuracy import AttentionGate, Verdict
 from benchmarks.common import Run
+from benchmarks.inputs import DTYPES, packed_sets
 from benchmarks.ops._ours import find_op
 from benchmarks.peers import attention as peers
 from benchmarks.peers import eager
 from benchmarks.registry import Inputs, Peer, Row, Target
 
 BOTH = ("cpu", "cuda")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = ((2, 900, 128), (8, 3600, 32), (12, 1025, 64))
 PATCHES = (12, 785, 64)
 # Sentences of about ten words, each with ten regions of its picture.
@@ -40,18 +39,8 @@ def attention_inputs(
     heads: int, tokens: int, dim: int, dtype: str, cross: bool, small: bool, batch: int = 1
 ) -> Inputs:
     """Return packed projections [B,N,3,H,d] of two sets and a gradient of the output."""
-    generator = torch.Generator().manual_seed(6)
-    count = min(tokens, 64) if small else tokens
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(DTYPES[dtype])
-
-    return {
-        "packed0": draw(batch, count, 3, heads, dim),
-        "packed1": draw(batch, count, 3, heads, dim),
-        "seed": draw(batch, heads, count, dim),
-        "cross": cross,
-    }
+    tokens = min(tokens, 64) if small else tokens
+    return packed_sets(batch, heads, tokens, dim, dtype=dtype, cross=cross)
 
 
 def ragged_inputs(dtype: str, small: bool) -> Inputs:

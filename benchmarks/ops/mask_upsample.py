@@ -6,9 +6,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.accuracy import UpsampleGate
+from benchmarks.inputs import logits
 from benchmarks.ops import _ours
 from benchmarks.peers import eager, opencv
 from benchmarks.registry import Gate, Inputs, Peer, Row, Target, Verdict
@@ -21,13 +21,8 @@ def logits_inputs(
     small: bool, *, classes: int, low: int, high: int, mode: str = "bilinear", smooth: bool = True
 ) -> Inputs:
     """Return random logits [1,C,low,low]: noise, or noise of an 8 times coarser grid smoothed."""
-    generator = torch.Generator().manual_seed(2)
-    grid = max(2, low // SMOOTHING) if smooth else low
-    logits = torch.randn(1, classes, grid, grid, generator=generator)
-    if smooth:
-        logits = F.interpolate(logits, size=(low, low), mode="bicubic", align_corners=False)
-    size = (low * 2, low * 2) if small else (high, high)
-    return {"logits": logits, "size": size, "mode": mode}
+    high = low * 2 if small else high
+    return logits(1, classes, low, high, coarser=SMOOTHING if smooth else None, mode=mode)
 
 
 def upsample_gate(part: str, inputs: Inputs) -> Gate:

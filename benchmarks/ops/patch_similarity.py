@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from benchmarks.accuracy import SoftmaxGate
+from benchmarks.inputs import leaning_patches
 from benchmarks.ops import _ours
 from benchmarks.peers import blas, eager
 from benchmarks.registry import Inputs, Peer, Row, Target
@@ -20,12 +21,7 @@ BOTH = ("cpu", "cuda")
 def maps_inputs(dtype: torch.dtype, small: bool) -> Inputs:
     """Return patches [4,1024,768] and queries [150,768]; patches lean towards some query."""
     patches = 64 if small else PATCHES
-    generator = torch.Generator().manual_seed(1)
-    queries = torch.randn(CLASSES, SIZE, generator=generator)
-    owner = torch.randint(CLASSES, (BATCH, patches), generator=generator)
-    noise = torch.randn(BATCH, patches, SIZE, generator=generator)
-    values = noise * 3 + queries[owner]
-    return {"patches": values.to(dtype), "queries": queries.to(dtype), "scale": SCALE}
+    return leaning_patches(BATCH, patches, CLASSES, SIZE, dtype=dtype, scale=SCALE)
 
 
 def softmax_gate(inputs: Inputs) -> SoftmaxGate:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import as_tensor
 from benchmarks.common import Run
+from benchmarks.inputs import recurrence_tensors
 from benchmarks.ops import _ours
 from benchmarks.peers import eager
 from benchmarks.registry import Gate, Inputs, Peer, Row, Target, Verdict
@@ -23,18 +24,7 @@ NAMES = ("gates", "bias", "weight", "highway")
 
 def sru_inputs(backward: bool, small: bool) -> Inputs:
     """Return the tensors of a layer with three gates; leaves of a graph for the backward."""
-    generator = torch.Generator().manual_seed(8)
-    units = 40 if small else UNITS
-    shapes = {
-        "gates": (STEPS, BATCH, 3, units),
-        "bias": (2 * units,),
-        "weight": (2 * units,),
-        "highway": (STEPS, BATCH, units),
-    }
-    inputs: Inputs = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
-    inputs["grad"] = torch.randn(shapes["highway"], generator=generator)
-    for name in ("bias", "weight"):
-        inputs[name] *= 0.1
+    inputs = recurrence_tensors(STEPS, BATCH, 40 if small else UNITS)
     for name in NAMES if backward else ():
         inputs[name].requires_grad_()
     return inputs
