@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/point_infonce/point_infonce.h"
 
-#include <pybind11/stl.h>
-
-#include <array>
-
 #include "csrc/common/runtime.h"
 
 namespace py = pybind11;
@@ -12,128 +8,117 @@ namespace py = pybind11;
 namespace patchword::bindings {
 namespace {
 
-using Two = std::array<int64_t, 2>;
-using Three = std::array<int64_t, 3>;
-using Four = std::array<int64_t, 4>;
-// Addresses and strides of query_images, query_points, key_images, key_points.
-using Addresses = std::array<uintptr_t, 4>;
-using Strides = std::tuple<std::array<int64_t, 1>, Two, Two, Three>;
+// features, query_images, query_points, key_images, key_points
+using Inputs = Addresses<5>;
+// batch, channels, height, width, queries, keys
+using Sizes = Integers<6>;
+// of features (4), query_images (1), query_points (2), key_images (2), key_points (3)
+using Strides = Integers<12>;
+// dtype, normalize
+using Options = Integers<2>;
+// scale and shift of x, scale and shift of y, temperature
+using Scales = Reals<5>;
 
-constexpr int64_t kNoSuchImage = -1;
-
-PointInfonceParams make_params(uintptr_t features, const Four& shape, const Four& stride, int dtype,
-                               const Addresses& points, const Strides& strides,
-                               const Two& rows_and_keys, const std::array<double, 4>& affine,
-                               double temperature, bool normalize) {
+PointInfonceParams make_params(const Inputs& inputs, const Sizes& sizes, const Strides& strides,
+                               const Options& options, const Scales& scales) {
   PointInfonceParams p{};
-  p.features = pointer<const void>(features);
-  p.dtype = static_cast<DType>(dtype);
-  p.batch = shape[0];
-  p.channels = shape[1];
-  p.height = shape[2];
-  p.width = shape[3];
-  for (int i = 0; i < 4; ++i) p.features_stride[i] = stride[i];
-  p.query_images = pointer<const int64_t>(points[0]);
-  p.query_points = pointer<const float>(points[1]);
-  p.key_images = pointer<const int64_t>(points[2]);
-  p.key_points = pointer<const float>(points[3]);
-  p.query_images_stride = std::get<0>(strides)[0];
-  for (int i = 0; i < 2; ++i) p.query_points_stride[i] = std::get<1>(strides)[i];
-  for (int i = 0; i < 2; ++i) p.key_images_stride[i] = std::get<2>(strides)[i];
-  for (int i = 0; i < 3; ++i) p.key_points_stride[i] = std::get<3>(strides)[i];
-  p.queries = rows_and_keys[0];
-  p.keys = rows_and_keys[1];
-  p.scale_x = affine[0];
-  p.shift_x = affine[1];
-  p.scale_y = affine[2];
-  p.shift_y = affine[3];
-  p.sharpness = static_cast<float>(1.0 / temperature);
-  p.normalize = normalize ? 1 : 0;
+  p.features = pointer<const void>(inputs[0]);
+  p.query_images = pointer<const int64_t>(inputs[1]);
+  p.query_points = pointer<const float>(inputs[2]);
+  p.key_images = pointer<const int64_t>(inputs[3]);
+  p.key_points = pointer<const float>(inputs[4]);
+  p.batch = sizes[0];
+  p.channels = sizes[1];
+  p.height = sizes[2];
+  p.width = sizes[3];
+  p.queries = sizes[4];
+  p.keys = sizes[5];
+  for (int i = 0; i < 4; ++i) p.features_stride[i] = strides[i];
+  p.query_images_stride = strides[4];
+  for (int i = 0; i < 2; ++i) p.query_points_stride[i] = strides[5 + i];
+  for (int i = 0; i < 2; ++i) p.key_images_stride[i] = strides[7 + i];
+  for (int i = 0; i < 3; ++i) p.key_points_stride[i] = strides[9 + i];
+  p.dtype = static_cast<DType>(options[0]);
+  p.normalize = static_cast<int32_t>(options[1]);
+  p.scale_x = scales[0];
+  p.shift_x = scales[1];
+  p.scale_y = scales[2];
+  p.shift_y = scales[3];
+  p.sharpness = static_cast<float>(1.0 / scales[4]);
   return p;
 }
 
-double expected_ns(const PointInfonceParams& p) {
-  return static_cast<double>(p.queries * (1 + p.keys)) * static_cast<double>(p.channels);
+// Runs `work` on the CPU; IndexError, which Python words, where an image is not in the batch.
+template <typename Work>
+void run_on_images(const PointInfonceParams& p, const Work& work) {
+  bool images_exist = true;
+  const double expected_ns =
+      static_cast<double>(p.queries * (1 + p.keys)) * static_cast<double>(p.channels);
+  run_on_cpu("point_infonce", expected_ns, [&] {
+    const Status status = work();
+    images_exist = status.code != StatusCode::kInvalidArgument;
+    return images_exist ? status : ok_status();
+  });
+  if (!images_exist) throw py::index_error("point_infonce: an image is not in the batch");
 }
 
-int64_t finish(const Status& status) {
-  if (status.code == StatusCode::kInvalidArgument) return kNoSuchImage;
-  raise_unless_ok(status, "point_infonce");
-  return 0;
-}
-
-// Returns 0 when the work is done, the bytes of workspace to come back with, or kNoSuchImage.
-int64_t forward(int device, uintptr_t stream, int threads, uintptr_t features, const Four& shape,
-                const Four& stride, int dtype, const Addresses& points, const Strides& strides,
-                const Two& rows_and_keys, const std::array<double, 4>& affine, double temperature,
-                bool normalize, uintptr_t losses, uintptr_t dots, uintptr_t norms,
-                uintptr_t workspace, int64_t workspace_bytes) {
-  PointInfonceParams p = make_params(features, shape, stride, dtype, points, strides, rows_and_keys,
-                                     affine, temperature, normalize);
+int64_t forward(const Launch& on, const Inputs& inputs, const Sizes& sizes, const Strides& strides,
+                const Options& options, const Scales& scales, uintptr_t losses, uintptr_t dots,
+                uintptr_t norms) {
+  PointInfonceParams p = make_params(inputs, sizes, strides, options, scales);
   p.losses = pointer<float>(losses);
   p.dots = pointer<float>(dots);
   p.norms = pointer<float>(norms);
-  p.workspace = pointer<void>(workspace);
-  if (device == kCuda) {
-    call_cuda("pw_cuda_point_infonce", &p, stream);
+  p.workspace = pointer<void>(on.scratch);
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_point_infonce", &p, on.stream);
     return 0;
   }
-  const int64_t needed = point_infonce_workspace(p, threads, false);
-  if (needed > workspace_bytes) return needed;
-  Status status;
-  {
-    MaybeUnlock unlock(expected_ns(p));
-    status = point_infonce_table().forward(p, threads);
-  }
-  return finish(status);
+  const int64_t needed = point_infonce_workspace(p, on.threads, false);
+  if (needed > on.scratch_bytes) return needed;
+  run_on_images(p, [&] { return point_infonce_table().forward(p, on.threads); });
+  return 0;
 }
 
-// As forward; a gradient that is not wanted has address 0. `cuda`: weights, pulls, vectors, order
-// and starts.
-int64_t backward(int device, uintptr_t stream, int threads, uintptr_t features, const Four& shape,
-                 const Four& stride, int dtype, const Addresses& points, const Strides& strides,
-                 const Two& rows_and_keys, const std::array<double, 4>& affine, double temperature,
-                 bool normalize, uintptr_t dots, uintptr_t norms, uintptr_t grad,
-                 uintptr_t grad_features, const Four& grad_stride, uintptr_t grad_query_points,
-                 uintptr_t grad_key_points, const std::array<uintptr_t, 5>& cuda,
-                 uintptr_t workspace, int64_t workspace_bytes) {
+// gradients: of the losses; then to be written: features, query_points, key_points, 0 where not
+// wanted. `cuda`: weights, pulls, vectors, order and starts.
+int64_t backward(const Launch& on, const Inputs& inputs, const Sizes& sizes, const Strides& strides,
+                 const Options& options, const Scales& scales, uintptr_t dots, uintptr_t norms,
+                 const Addresses<4>& gradients, const Integers<4>& grad_stride,
+                 const Addresses<5>& cuda) {
   PointInfonceBackwardParams q{};
-  q.forward = make_params(features, shape, stride, dtype, points, strides, rows_and_keys, affine,
-                          temperature, normalize);
+  q.forward = make_params(inputs, sizes, strides, options, scales);
   q.forward.dots = pointer<float>(dots);
   q.forward.norms = pointer<float>(norms);
-  q.forward.workspace = pointer<void>(workspace);
-  q.grad = pointer<const float>(grad);
-  q.grad_features = pointer<void>(grad_features);
-  for (int i = 0; i < 4; ++i) q.grad_stride[i] = grad_stride[i];
-  q.grad_query_points = pointer<float>(grad_query_points);
-  q.grad_key_points = pointer<float>(grad_key_points);
+  q.forward.workspace = pointer<void>(on.scratch);
+  q.grad = pointer<const float>(gradients[0]);
+  q.grad_features = pointer<void>(gradients[1]);
+  q.grad_query_points = pointer<float>(gradients[2]);
+  q.grad_key_points = pointer<float>(gradients[3]);
+  grad_stride.copy_to(q.grad_stride);
   q.weights = pointer<float>(cuda[0]);
   q.pulls = pointer<float>(cuda[1]);
   q.vectors = pointer<float>(cuda[2]);
   q.order = pointer<const int64_t>(cuda[3]);
   q.starts = pointer<const int64_t>(cuda[4]);
-  if (device == kCuda) {
-    call_cuda("pw_cuda_point_infonce_backward", &q, stream);
+  if (on.device == kCuda) {
+    call_cuda("pw_cuda_point_infonce_backward", &q, on.stream);
     return 0;
   }
-  const int64_t needed = point_infonce_workspace(q.forward, threads, true);
-  if (needed > workspace_bytes) return needed;
-  Status status;
-  {
-    MaybeUnlock unlock(expected_ns(q.forward));
-    status = point_infonce_table().backward(q, threads);
-  }
-  return finish(status);
+  const int64_t needed = point_infonce_workspace(q.forward, on.threads, true);
+  if (needed > on.scratch_bytes) return needed;
+  run_on_images(q.forward, [&] { return point_infonce_table().backward(q, on.threads); });
+  return 0;
 }
 
 // CUDA only: the cell that each point belongs to, for the sort before the backward.
-void cells(uintptr_t stream, const Four& shape, const Addresses& points, const Strides& strides,
-           const Two& rows_and_keys, const std::array<double, 4>& affine, uintptr_t cells_out) {
+int64_t cells(const Launch& on, const Inputs& inputs, const Sizes& sizes, const Strides& strides,
+              const Options& options, const Scales& scales, uintptr_t cells_out) {
   PointInfonceCellsParams q{};
-  q.forward = make_params(0, shape, shape, 0, points, strides, rows_and_keys, affine, 1.0, false);
+  q.forward = make_params(inputs, sizes, strides, options, scales);
   q.cells = pointer<int64_t>(cells_out);
-  call_cuda("pw_cuda_point_infonce_cells", &q, stream);
+  call_cuda("pw_cuda_point_infonce_cells", &q, on.stream);
+  return 0;
 }
 
 }  // namespace

@@ -27,6 +27,18 @@ struct GemmOperand {
   std::int64_t depth;
 };
 
+// What a stored element is multiplied as.
+template <class T>
+struct OperandOf {
+  using Type = T;
+  static constexpr bool kSplit = false;
+};
+template <>
+struct OperandOf<float> {
+  using Type = Half;
+  static constexpr bool kSplit = true;
+};
+
 template <class T, bool Split>
 struct GemmTile {
   static constexpr int kThreads = 256;

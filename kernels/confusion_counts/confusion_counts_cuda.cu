@@ -10,7 +10,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kSharedBins = 8192;         // 32 KB: up to 90 classes
 constexpr int64_t kPixelsPerThread = 32;  // of one block: well below what 32-bit bins hold
-constexpr int64_t kMostImages = 65535;    // of one launch: the limit of a grid's y
 
 PW_DEVICE int64_t label_at(const void* labels, DType dtype, int64_t i) {
   switch (dtype) {
@@ -62,11 +61,11 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
 }
 
 simt::Status run(const ConfusionCountsParams& p, void* stream) {
-  const auto blocks =
-      static_cast<unsigned>(simt::ceil_div<int64_t>(p.pixels, kThreads * kPixelsPerThread));
+  const unsigned blocks = simt::blocks_for(p.pixels, kThreads * kPixelsPerThread);
   simt::Status status;
-  for (int64_t image = 0; image < p.images && status.ok(); image += kMostImages) {
-    const dim3 grid(blocks, static_cast<unsigned>(simt::min(p.images - image, kMostImages)));
+  for (int64_t image = 0; image < p.images && status.ok(); image += simt::kMostBlocksYZ) {
+    const dim3 grid(blocks,
+                    static_cast<unsigned>(simt::min(p.images - image, simt::kMostBlocksYZ)));
     status = p.classes * p.classes <= kSharedBins
                  ? PW_LAUNCH((count_pixels<true>), grid, dim3(kThreads), 0, stream, p, image)
                  : PW_LAUNCH((count_pixels<false>), grid, dim3(kThreads), 0, stream, p, image);

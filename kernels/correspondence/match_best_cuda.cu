@@ -141,8 +141,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256)
 
 template <class T>
 simt::Status match_best(const MatchParams& p, void* stream) {
-  using Operand = typename OperandOf<T>::Type;
-  constexpr bool kSplit = OperandOf<T>::kSplit;
+  using Operand = typename simt::OperandOf<T>::Type;
+  constexpr bool kSplit = simt::OperandOf<T>::kSplit;
   using Tile = simt::GemmTile<Operand, kSplit>;
   const MatchCudaPlan plan =
       match_cuda_plan(p.pairs, p.side0.count, p.side1.count, p.dim, kSplit, false);
@@ -159,8 +159,8 @@ simt::Status match_best(const MatchParams& p, void* stream) {
                   Tile::kSharedBytes, stream, p, plan, units, columns ? 1 : 0, sweep > 0 ? 1 : 0);
     for (int which = 0; which < (columns ? 2 : 1) && status.ok(); ++which) {
       const std::int64_t rows = p.pairs * (which == 0 ? p.side0 : p.side1).count;
-      status = PW_LAUNCH(write_best, static_cast<unsigned>(simt::ceil_div(rows, 256)), 256, 0,
-                         stream, p, plan, which, sweep, second && sweep == 1 ? 1 : 0);
+      status = PW_LAUNCH(write_best, simt::blocks_for(rows, 256), 256, 0, stream, p, plan, which,
+                         sweep, second && sweep == 1 ? 1 : 0);
     }
   }
   return status;
@@ -173,9 +173,7 @@ simt::Status match_best(const MatchParams& p, void* stream) {
 PW_EXPORT int pw_cuda_match_best(const patchword::MatchParams* p, void* stream, char* message,
                                  std::size_t message_length) {
   using namespace patchword;
-  switch (p->dtype) {
-    case DType::kFloat32: return match_best<float>(*p, stream).report(message, message_length);
-    case DType::kFloat16: return match_best<Half>(*p, stream).report(message, message_length);
-    default: return match_best<BFloat16>(*p, stream).report(message, message_length);
-  }
+  return simt::report_for_dtype(
+      p->dtype, "match_best: descriptors", message, message_length,
+      [&](auto type) { return match_best<typename decltype(type)::type>(*p, stream); });
 }

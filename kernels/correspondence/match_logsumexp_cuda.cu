@@ -174,8 +174,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(256)
 
 template <class T>
 simt::Status match_logsumexp(const MatchParams& params, void* stream) {
-  using Operand = typename OperandOf<T>::Type;
-  constexpr bool kSplit = OperandOf<T>::kSplit;
+  using Operand = typename simt::OperandOf<T>::Type;
+  constexpr bool kSplit = simt::OperandOf<T>::kSplit;
   using Tile = simt::GemmTile<Operand, kSplit>;
   MatchParams p = params;
   p.scale *= kLog2e;
@@ -185,8 +185,7 @@ simt::Status match_logsumexp(const MatchParams& params, void* stream) {
   simt::Status status = prepare_both<T>(p, plan, stream);
   for (int which = 0; which < 2 && status.ok(); ++which) {
     const std::int64_t rows = p.pairs * plan.tiles[which] * kMatchTile;
-    status = PW_LAUNCH(mark_parts, static_cast<unsigned>(simt::ceil_div(rows, 256)), 256, 0, stream,
-                       p, plan, which);
+    status = PW_LAUNCH(mark_parts, simt::blocks_for(rows, 256), 256, 0, stream, p, plan, which);
   }
   if (status.ok()) {
     status = PW_RAISE_DYNAMIC_SHARED((sweep_sums<Operand, kSplit>), Tile::kSharedBytes);
@@ -197,8 +196,8 @@ simt::Status match_logsumexp(const MatchParams& params, void* stream) {
   }
   for (int which = 0; which < 2 && status.ok(); ++which) {
     const std::int64_t rows = p.pairs * (which == 0 ? p.side0 : p.side1).count;
-    status = PW_LAUNCH(merge_sums, static_cast<unsigned>(simt::ceil_div(rows, 256)), 256, 0, stream,
-                       p, plan, units, which);
+    status =
+        PW_LAUNCH(merge_sums, simt::blocks_for(rows, 256), 256, 0, stream, p, plan, units, which);
   }
   return status;
 }
@@ -210,9 +209,7 @@ simt::Status match_logsumexp(const MatchParams& params, void* stream) {
 PW_EXPORT int pw_cuda_match_logsumexp(const patchword::MatchParams* p, void* stream, char* message,
                                       std::size_t message_length) {
   using namespace patchword;
-  switch (p->dtype) {
-    case DType::kFloat32: return match_logsumexp<float>(*p, stream).report(message, message_length);
-    case DType::kFloat16: return match_logsumexp<Half>(*p, stream).report(message, message_length);
-    default: return match_logsumexp<BFloat16>(*p, stream).report(message, message_length);
-  }
+  return simt::report_for_dtype(
+      p->dtype, "match_logsumexp: descriptors", message, message_length,
+      [&](auto type) { return match_logsumexp<typename decltype(type)::type>(*p, stream); });
 }

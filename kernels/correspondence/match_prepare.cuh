@@ -14,18 +14,6 @@
 namespace patchword {
 namespace {
 
-// What a stored descriptor is multiplied as.
-template <class T>
-struct OperandOf {
-  using Type = T;
-  static constexpr bool kSplit = false;
-};
-template <>
-struct OperandOf<float> {
-  using Type = Half;
-  static constexpr bool kSplit = true;
-};
-
 constexpr int kPrepareThreads = 256;
 
 // Rows of `side` that take part in pair `pair`.
@@ -46,8 +34,8 @@ PW_DEVICE float power_of_two(int exponent) {
 template <class T>
 PW_KERNEL void PW_LAUNCH_BOUNDS(kPrepareThreads)
     prepare_rows(MatchParams p, MatchCudaPlan plan, int which) {
-  using Operand = typename OperandOf<T>::Type;
-  constexpr bool kSplit = OperandOf<T>::kSplit;
+  using Operand = typename simt::OperandOf<T>::Type;
+  constexpr bool kSplit = simt::OperandOf<T>::kSplit;
   const MatchSide& side = which == 0 ? p.side0 : p.side1;
   const std::int64_t padded = plan.tiles[which] * kMatchTile;
   const std::int64_t at =

@@ -11,18 +11,9 @@ namespace patchword {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kCells = 32;              // columns of a product tile, one lane each
-constexpr int kTexts = 16;              // rows of a product tile, two per warp
-constexpr int kDepth = 32;              // channels staged at a time
-constexpr int64_t kMostImages = 65535;  // of one launch: the limit of a grid's y and z
-
-PW_DEVICE int set_bits(unsigned word) {
-#if defined(PATCHWORD_SIMT_HOST)
-  return __builtin_popcount(word);
-#else
-  return __popc(word);
-#endif
-}
+constexpr int kCells = 32;  // columns of a product tile, one lane each
+constexpr int kTexts = 16;  // rows of a product tile, two per warp
+constexpr int kDepth = 32;  // channels staged at a time
 
 // The units of text blockIdx.x: the `top` largest values, of equal ones the first, in rising order.
 PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) choose_units(const FoldUnitsParams p) {
@@ -53,16 +44,17 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) choose_units(const FoldUnitsParams p) 
     const uint32_t key = u < p.units ? order_key(text[u]) : 0;
     const bool equal = u < p.units && key == threshold;
     const unsigned ties = simt::ballot(equal);
-    const bool takes_part = (u < p.units && key > threshold) ||
-                            (equal && equals + set_bits(ties & ((1u << lane) - 1u)) < missing);
+    const bool takes_part =
+        (u < p.units && key > threshold) ||
+        (equal && equals + simt::set_bits(ties & ((1u << lane) - 1u)) < missing);
     const unsigned votes = simt::ballot(takes_part);
     if (takes_part) {
-      const int64_t at = t * p.top + chosen + set_bits(votes & ((1u << lane) - 1u));
+      const int64_t at = t * p.top + chosen + simt::set_bits(votes & ((1u << lane) - 1u));
       lists.units[at] = static_cast<int32_t>(u);
       lists.weights[at] = fabsf(text[u]);
     }
-    chosen += set_bits(votes);
-    equals += set_bits(ties);
+    chosen += simt::set_bits(votes);
+    equals += simt::set_bits(ties);
   }
 }
 
@@ -156,16 +148,12 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) judge(const FoldedHeatmapParams p) {
   }
 }
 
-unsigned blocks_for(int64_t tasks, int64_t per_block) {
-  return static_cast<unsigned>(simt::ceil_div<int64_t>(tasks, per_block));
-}
-
 simt::Status fold(const FoldUnitsParams& p, void* stream) {
   simt::Status status =
       PW_LAUNCH((choose_units), dim3(static_cast<unsigned>(p.texts)), dim3(kThreads), 0, stream, p);
-  for (int64_t t = 0; t < p.texts && status.ok(); t += kMostImages) {
-    const dim3 grid(blocks_for(p.channels, kThreads),
-                    static_cast<unsigned>(simt::min(p.texts - t, kMostImages)));
+  for (int64_t t = 0; t < p.texts && status.ok(); t += simt::kMostBlocksYZ) {
+    const dim3 grid(simt::blocks_for(p.channels, kThreads),
+                    static_cast<unsigned>(simt::min(p.texts - t, simt::kMostBlocksYZ)));
     status = PW_LAUNCH((add_rows), grid, dim3(kThreads), 0, stream, p, t);
   }
   return status;
@@ -174,38 +162,31 @@ simt::Status fold(const FoldUnitsParams& p, void* stream) {
 template <class T>
 simt::Status heat_as(const FoldedHeatmapParams& p, void* stream) {
   simt::Status status;
-  for (int64_t b = 0; b < p.batch && status.ok(); b += kMostImages) {
-    const dim3 grid(blocks_for(p.height * p.width, kCells), blocks_for(p.texts, kTexts),
-                    static_cast<unsigned>(simt::min(p.batch - b, kMostImages)));
+  for (int64_t b = 0; b < p.batch && status.ok(); b += simt::kMostBlocksYZ) {
+    const dim3 grid(simt::blocks_for(p.height * p.width, kCells), simt::blocks_for(p.texts, kTexts),
+                    static_cast<unsigned>(simt::min(p.batch - b, simt::kMostBlocksYZ)));
     status = PW_LAUNCH((multiply<T>), grid, dim3(kThreads), 0, stream, p, b);
   }
   if (!status.ok()) return status;
-  return PW_LAUNCH((judge), dim3(blocks_for(p.batch * p.texts, kThreads / 32)), dim3(kThreads), 0,
-                   stream, p);
+  return PW_LAUNCH((judge), dim3(simt::blocks_for(p.batch * p.texts, kThreads / 32)),
+                   dim3(kThreads), 0, stream, p);
 }
 
 }  // namespace
 }  // namespace patchword
 
-using patchword::BFloat16;
-using patchword::DType;
-using patchword::Half;
-
 PW_EXPORT int pw_cuda_fold_units(const patchword::FoldUnitsParams* p, void* stream, char* message,
                                  size_t length) {
+  using namespace patchword;
   if (p->texts == 0 || p->channels == 0) return 0;
-  return patchword::fold(*p, stream).report(message, length);
+  return fold(*p, stream).report(message, length);
 }
 
 PW_EXPORT int pw_cuda_folded_heatmap(const patchword::FoldedHeatmapParams* p, void* stream,
                                      char* message, size_t length) {
+  using namespace patchword;
   if (p->batch == 0 || p->texts == 0) return 0;
-  switch (p->dtype) {
-    case DType::kFloat32: return patchword::heat_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return patchword::heat_as<Half>(*p, stream).report(message, length);
-    case DType::kBFloat16: return patchword::heat_as<BFloat16>(*p, stream).report(message, length);
-    default: break;
-  }
-  snprintf(message, length, "folded_heatmap: maps must be float32, float16 or bfloat16");
-  return static_cast<int>(patchword::StatusCode::kUnsupported);
+  return simt::report_for_dtype(p->dtype, "folded_heatmap: maps", message, length, [&](auto type) {
+    return heat_as<typename decltype(type)::type>(*p, stream);
+  });
 }

@@ -85,10 +85,6 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) fill_rest(const KeypointJoinFillParams
   q.rows1[i] = -1;
 }
 
-unsigned blocks_for(int64_t tasks, int64_t per_block) {
-  return static_cast<unsigned>(simt::ceil_div(tasks, per_block));
-}
-
 }  // namespace
 }  // namespace patchword
 
@@ -97,11 +93,11 @@ PW_EXPORT int pw_cuda_keypoint_join_count(const patchword::KeypointJoinCountPara
   using namespace patchword;
   simt::Status status;
   if (q->join.images > 0) {
-    status = PW_LAUNCH(inspect, blocks_for(q->join.images, kWarps), kThreads, 0, stream, *q);
+    status = PW_LAUNCH(inspect, simt::blocks_for(q->join.images, kWarps), kThreads, 0, stream, *q);
   }
   if (status.ok() && q->join.pair_count > 0) {
-    status =
-        PW_LAUNCH(count_pairs, blocks_for(q->join.pair_count, kWarps), kThreads, 0, stream, *q);
+    status = PW_LAUNCH(count_pairs, simt::blocks_for(q->join.pair_count, kWarps), kThreads, 0,
+                       stream, *q);
   }
   return status.report(message, length);
 }
@@ -112,10 +108,11 @@ PW_EXPORT int pw_cuda_keypoint_join_fill(const patchword::KeypointJoinFillParams
   if (q->capacity == 0) return 0;
   simt::Status status;
   if (q->join.pair_count > 0) {
-    status = PW_LAUNCH(fill_pairs, blocks_for(q->join.pair_count, kWarps), kThreads, 0, stream, *q);
+    status = PW_LAUNCH(fill_pairs, simt::blocks_for(q->join.pair_count, kWarps), kThreads, 0,
+                       stream, *q);
   }
   if (status.ok()) {
-    status = PW_LAUNCH(fill_rest, blocks_for(q->capacity, kThreads), kThreads, 0, stream, *q);
+    status = PW_LAUNCH(fill_rest, simt::blocks_for(q->capacity, kThreads), kThreads, 0, stream, *q);
   }
   return status.report(message, length);
 }

@@ -16,14 +16,6 @@ struct CandidateScratch {
   uint16_t* list;        // [kGroup] classes, counted from the group's first
 };
 
-PW_DEVICE int set_bits(unsigned word) {
-#if defined(PATCHWORD_SIMT_HOST)
-  return __builtin_popcount(word);
-#else
-  return __popc(word);
-#endif
-}
-
 PW_DEVICE bool takes_part(const MaskUpsampleParams& p, int64_t image, int64_t c) {
   return p.class_mask == nullptr || p.class_mask[image * p.class_mask_stride + c] != 0;
 }
@@ -91,7 +83,7 @@ PW_DEVICE int list_candidates(const MaskUpsampleParams& p, const Tile& tile,
       keep = high >= cutoff;
     }
     const unsigned votes = simt::ballot(keep);
-    if (simt::lane_id() == 0) scratch.warp_counts[simt::warp_id()] = set_bits(votes);
+    if (simt::lane_id() == 0) scratch.warp_counts[simt::warp_id()] = simt::set_bits(votes);
     simt::sync_block();
     int before = total;
     for (int w = 0; w < kWarps; ++w) {
@@ -99,7 +91,7 @@ PW_DEVICE int list_candidates(const MaskUpsampleParams& p, const Tile& tile,
       total += scratch.warp_counts[w];
     }
     if (keep) {
-      const int place = before + set_bits(votes & ((1u << simt::lane_id()) - 1u));
+      const int place = before + simt::set_bits(votes & ((1u << simt::lane_id()) - 1u));
       scratch.list[place] = static_cast<uint16_t>(c - begin);
     }
     simt::sync_block();

@@ -69,10 +69,10 @@ simt::Status launch(const MaskUpsampleParams& p, int64_t classes_per_block, bool
       simt::ceil_div<int64_t>(p.out_width, sparse ? kSparseColumns : kTileColumns);
   const int64_t spans =
       simt::ceil_div<int64_t>(simt::max<int64_t>(p.channels, 1), classes_per_block);
-  constexpr int64_t kMaxGridZ = 65535;
-  for (int64_t image = 0; image < p.batch; image += kMaxGridZ) {
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(spans),
-                    static_cast<unsigned>(simt::min<int64_t>(p.batch - image, kMaxGridZ)));
+  for (int64_t image = 0; image < p.batch; image += simt::kMostBlocksYZ) {
+    const dim3 grid(
+        static_cast<unsigned>(tiles), static_cast<unsigned>(spans),
+        static_cast<unsigned>(simt::min<int64_t>(p.batch - image, simt::kMostBlocksYZ)));
     const simt::Status status = p.mode == UpsampleMode::kBilinear
                                     ? PW_LAUNCH((upsample<2, Sink>), grid, dim3(kThreads), 0,
                                                 stream, p, sparse, prune, classes_per_block, image)
@@ -91,9 +91,8 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
 
 simt::Status fill(void* memory, int64_t words, uint32_t even, uint32_t odd, void* stream) {
   if (words == 0) return {};
-  return PW_LAUNCH(fill_words,
-                   dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(words, kThreads))),
-                   dim3(kThreads), 0, stream, static_cast<uint32_t*>(memory), words, even, odd);
+  return PW_LAUNCH(fill_words, simt::blocks_for(words, kThreads), dim3(kThreads), 0, stream,
+                   static_cast<uint32_t*>(memory), words, even, odd);
 }
 
 simt::Status run_maps(const MaskUpsampleParams& p, void* stream) {

@@ -132,11 +132,7 @@ simt::Status run_as(const MaskUpsampleGradParams& p, void* stream) {
 PW_EXPORT int pw_cuda_mask_upsample_grad(const patchword::MaskUpsampleGradParams* p, void* stream,
                                          char* message, size_t message_len) {
   using namespace patchword;
-  simt::Status status;
-  switch (p->dtype) {
-    case DType::kFloat16: status = run_as<Half>(*p, stream); break;
-    case DType::kBFloat16: status = run_as<BFloat16>(*p, stream); break;
-    default: status = run_as<float>(*p, stream); break;
-  }
-  return status.report(message, message_len);
+  return simt::report_for_dtype(
+      p->dtype, "mask_upsample: logits", message, message_len,
+      [&](auto type) { return run_as<typename decltype(type)::type>(*p, stream); });
 }

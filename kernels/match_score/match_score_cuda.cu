@@ -63,12 +63,10 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) add_cells(const MatchScoreParams p) {
 }
 
 bool packs(const MatchScoreParams& p, int64_t pack, int64_t element_bytes) {
-  const auto fits = [&](const void* base, const int64_t (&stride)[3]) {
-    return stride[0] % pack == 0 && stride[1] % pack == 0 &&
-           reinterpret_cast<uintptr_t>(base) % static_cast<uint64_t>(pack * element_bytes) == 0;
-  };
-  return p.channels % pack == 0 && fits(p.features0, p.features0_stride) &&
-         fits(p.features1, p.features1_stride);
+  const int64_t* stride0 = p.features0_stride;
+  const int64_t* stride1 = p.features1_stride;
+  return simt::packs_at(p.features0, element_bytes, pack, {p.channels, stride0[0], stride0[1]}) &&
+         simt::packs_at(p.features1, element_bytes, pack, {stride1[0], stride1[1]});
 }
 
 template <class T>
@@ -94,12 +92,7 @@ PW_EXPORT int pw_cuda_match_score(const patchword::MatchScoreParams* p, void* st
                                   size_t length) {
   using namespace patchword;
   if (p->batch == 0) return 0;
-  switch (p->dtype) {
-    case DType::kFloat32: return forward_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return forward_as<Half>(*p, stream).report(message, length);
-    case DType::kBFloat16: return forward_as<BFloat16>(*p, stream).report(message, length);
-    default:
-      snprintf(message, length, "match_score: features must be float32, float16 or bfloat16");
-      return static_cast<int>(StatusCode::kUnsupported);
-  }
+  return simt::report_for_dtype(p->dtype, "match_score: features", message, length, [&](auto type) {
+    return forward_as<typename decltype(type)::type>(*p, stream);
+  });
 }

@@ -29,14 +29,6 @@ PW_DEVICE int64_t inside(int64_t value, int64_t size) {
   return value < 0 ? 0 : (value < size ? value : size - 1);
 }
 
-PW_DEVICE int set_bits(unsigned word) {
-#if defined(PATCHWORD_SIMT_HOST)
-  return __builtin_popcount(word);
-#else
-  return __popc(word);
-#endif
-}
-
 PW_DEVICE bool refined(const PamrParams& p, int64_t b, int64_t c) {
   return p.live == nullptr || p.live[b * p.channels + c] != 0;
 }
@@ -51,11 +43,11 @@ PW_DEVICE int list_channels(const PamrParams& p, int64_t b, int64_t first, int m
     for (int64_t c0 = 0; c0 < p.channels && before < first + most; c0 += 32) {
       const bool mine = c0 + lane < p.channels && refined(p, b, c0 + lane);
       const unsigned votes = simt::ballot(mine);
-      const int64_t rank = before + set_bits(votes & ((1u << lane) - 1u));
+      const int64_t rank = before + simt::set_bits(votes & ((1u << lane) - 1u));
       if (mine && rank >= first && rank < first + most) {
         list[rank - first] = static_cast<int32_t>(c0 + lane);
       }
-      before += set_bits(votes);
+      before += simt::set_bits(votes);
     }
     const int64_t found = before - first;
     if (lane == 0) *count = static_cast<int32_t>(found < 0 ? 0 : (found < most ? found : most));
@@ -218,12 +210,6 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) fill_rest(const PamrParams p, bool cop
   }
 }
 
-unsigned blocks_for(int64_t tasks, int64_t per_block) {
-  return static_cast<unsigned>(simt::ceil_div<int64_t>(tasks, per_block));
-}
-
-constexpr int64_t kMostImages = 65535;  // of one launch: the limit of a grid's y and z
-
 // Channels per resident block: as many as fit, but rather more blocks than idle multiprocessors.
 int resident_channels(const PamrParams& p) {
   const int64_t pixels = p.height * p.width;
@@ -242,9 +228,9 @@ simt::Status run_resident(const PamrParams& p, const float* weights, int channel
   const int64_t pixels = p.height * p.width;
   const size_t bytes = static_cast<size_t>(2 * channels * pixels) * sizeof(float);
   simt::Status status = PW_RAISE_DYNAMIC_SHARED((mix_resident), bytes);
-  for (int64_t b = 0; b < p.batch && status.ok(); b += kMostImages) {
-    const dim3 grid(blocks_for(p.channels, channels),
-                    static_cast<unsigned>(simt::min<int64_t>(p.batch - b, kMostImages)));
+  for (int64_t b = 0; b < p.batch && status.ok(); b += simt::kMostBlocksYZ) {
+    const dim3 grid(simt::blocks_for(p.channels, channels),
+                    static_cast<unsigned>(simt::min<int64_t>(p.batch - b, simt::kMostBlocksYZ)));
     status = PW_LAUNCH((mix_resident), grid, dim3(kResidentThreads), bytes, stream, p, weights,
                        channels, b);
   }
@@ -258,9 +244,10 @@ simt::Status run_steps(const PamrParams& p, const float* weights, float* spare, 
   simt::Status status;
   for (int t = 0; t < p.iterations; ++t) {
     float* to = (p.iterations - t) % 2 == 1 ? p.out : spare;  // the last step writes the result
-    for (int64_t b = 0; b < p.batch && status.ok(); b += kMostImages) {
-      const dim3 grid(blocks_for(pixels, kThreads), blocks_for(p.channels, kStepChannels),
-                      static_cast<unsigned>(simt::min<int64_t>(p.batch - b, kMostImages)));
+    for (int64_t b = 0; b < p.batch && status.ok(); b += simt::kMostBlocksYZ) {
+      const dim3 grid(simt::blocks_for(pixels, kThreads),
+                      simt::blocks_for(p.channels, kStepChannels),
+                      static_cast<unsigned>(simt::min<int64_t>(p.batch - b, simt::kMostBlocksYZ)));
       status = PW_LAUNCH((mix_step), grid, dim3(kThreads), 0, stream, p, weights, from, to, b);
     }
     if (!status.ok()) break;
@@ -275,11 +262,11 @@ simt::Status run(const PamrParams& p, void* stream) {
   float* spare = weights + p.batch * kPamrRing * p.dilation_count * pixels;
   simt::Status status;
   if (p.live != nullptr || p.iterations == 0) {
-    status = PW_LAUNCH((fill_rest), dim3(blocks_for(p.batch * p.channels * pixels, kThreads)),
+    status = PW_LAUNCH((fill_rest), dim3(simt::blocks_for(p.batch * p.channels * pixels, kThreads)),
                        dim3(kThreads), 0, stream, p, p.iterations == 0);
   }
   if (!status.ok() || p.iterations == 0) return status;
-  status = PW_LAUNCH((weigh), dim3(blocks_for(p.batch * pixels, kThreads)), dim3(kThreads), 0,
+  status = PW_LAUNCH((weigh), dim3(simt::blocks_for(p.batch * pixels, kThreads)), dim3(kThreads), 0,
                      stream, p, weights);
   if (!status.ok()) return status;
   const int channels = resident_channels(p);

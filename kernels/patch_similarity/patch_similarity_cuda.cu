@@ -254,7 +254,7 @@ simt::Status launch_as(const PatchSimilarityParams& p, void* stream) {
 
 simt::Status run(const PatchSimilarityParams& p, void* stream) {
   const int64_t extremes = p.minimum ? p.batch * p.num_classes : 0;
-  const auto blocks = static_cast<unsigned>(simt::ceil_div<int64_t>(extremes, 256));
+  const unsigned blocks = simt::blocks_for(extremes, 256);
   if (extremes > 0) {
     const simt::Status begun =
         PW_LAUNCH(begin_extremes_kernel, blocks, 256, 0, stream, p.minimum, p.maximum, extremes);

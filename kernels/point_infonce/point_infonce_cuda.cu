@@ -311,22 +311,17 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
   grad[1] = c0 == 0 ? part[1] : grad[1] + part[1];
 }
 
-dim3 blocks_for(int64_t tasks, int64_t per_block) {
-  return dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(tasks, per_block)));
-}
-
 // Whether `pack` channels can be read as one access everywhere.
 bool packs(const PointInfonceParams& p, int64_t pack, int64_t element_bytes) {
-  const uint64_t bytes = static_cast<uint64_t>(pack * element_bytes);
-  return p.features_stride[1] == 1 && p.channels % pack == 0 && p.features_stride[0] % pack == 0 &&
-         p.features_stride[2] % pack == 0 && p.features_stride[3] % pack == 0 &&
-         reinterpret_cast<uintptr_t>(p.features) % bytes == 0;
+  return p.features_stride[1] == 1 && simt::packs_at(p.features, element_bytes, pack,
+                                                     {p.channels, p.features_stride[0],
+                                                      p.features_stride[2], p.features_stride[3]});
 }
 
 template <class T>
 simt::Status forward_as(const PointInfonceParams& p, void* stream) {
   constexpr int kPack = 16 / sizeof(T);
-  const dim3 grid = blocks_for(p.queries, kWarps);
+  const dim3 grid = simt::blocks_for(p.queries, kWarps);
   if (packs(p, kPack, sizeof(T))) {
     return PW_LAUNCH((infonce_losses<T, kPack>), grid, dim3(kThreads), 0, stream, p);
   }
@@ -336,7 +331,7 @@ simt::Status forward_as(const PointInfonceParams& p, void* stream) {
 template <class T>
 simt::Status backward_as(const PointInfonceBackwardParams& q, void* stream) {
   const PointInfonceParams& p = q.forward;
-  const dim3 queries = blocks_for(p.queries, kWarps);
+  const dim3 queries = simt::blocks_for(p.queries, kWarps);
   const bool pairs = packs(p, kBackwardValues, sizeof(T));
   simt::Status status = PW_LAUNCH((infonce_factors), queries, dim3(kThreads), 0, stream, q);
   for (int64_t c0 = 0; status.ok() && c0 < p.channels; c0 += kInfonceCudaBlock) {
@@ -344,55 +339,41 @@ simt::Status backward_as(const PointInfonceBackwardParams& q, void* stream) {
                                stream, q, c0)
                    : PW_LAUNCH((infonce_vectors<T, 1>), queries, dim3(kThreads), 0, stream, q, c0);
     if (status.ok() && q.grad_features != nullptr) {
-      status = PW_LAUNCH((infonce_gather<T>), blocks_for(p.batch * p.height * p.width, kTile),
+      status = PW_LAUNCH((infonce_gather<T>), simt::blocks_for(p.batch * p.height * p.width, kTile),
                          dim3(kThreads), 0, stream, q, c0);
     }
     if (status.ok() && q.grad_query_points != nullptr) {
-      status = PW_LAUNCH((infonce_points<T>), blocks_for(p.queries * (1 + p.keys), kWarps),
+      status = PW_LAUNCH((infonce_points<T>), simt::blocks_for(p.queries * (1 + p.keys), kWarps),
                          dim3(kThreads), 0, stream, q, c0);
     }
   }
   return status;
 }
 
-int unsupported_dtype(char* message, size_t length) {
-  snprintf(message, length, "point_infonce: features must be float32, float16 or bfloat16");
-  return static_cast<int>(StatusCode::kUnsupported);
-}
-
 }  // namespace
 }  // namespace patchword
 
-using patchword::BFloat16;
-using patchword::DType;
-using patchword::Half;
-
 PW_EXPORT int pw_cuda_point_infonce(const patchword::PointInfonceParams* p, void* stream,
                                     char* message, size_t length) {
-  switch (p->dtype) {
-    case DType::kFloat32: return patchword::forward_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return patchword::forward_as<Half>(*p, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::forward_as<BFloat16>(*p, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  using namespace patchword;
+  return simt::report_for_dtype(
+      p->dtype, "point_infonce: features", message, length,
+      [&](auto type) { return forward_as<typename decltype(type)::type>(*p, stream); });
 }
 
 PW_EXPORT int pw_cuda_point_infonce_backward(const patchword::PointInfonceBackwardParams* q,
                                              void* stream, char* message, size_t length) {
-  switch (q->forward.dtype) {
-    case DType::kFloat32: return patchword::backward_as<float>(*q, stream).report(message, length);
-    case DType::kFloat16: return patchword::backward_as<Half>(*q, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::backward_as<BFloat16>(*q, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  using namespace patchword;
+  return simt::report_for_dtype(
+      q->forward.dtype, "point_infonce: features", message, length,
+      [&](auto type) { return backward_as<typename decltype(type)::type>(*q, stream); });
 }
 
 PW_EXPORT int pw_cuda_point_infonce_cells(const patchword::PointInfonceCellsParams* q, void* stream,
                                           char* message, size_t length) {
   using namespace patchword;
   const int64_t total = q->forward.queries * (1 + q->forward.keys);
-  return PW_LAUNCH((infonce_cells), blocks_for(total, kThreads), dim3(kThreads), 0, stream, *q)
+  return PW_LAUNCH((infonce_cells), simt::blocks_for(total, kThreads), dim3(kThreads), 0, stream,
+                   *q)
       .report(message, length);
 }

@@ -18,18 +18,6 @@ constexpr int kThreads = 256;
 constexpr int64_t kTile = 128;
 constexpr int64_t kSliceDepth = 32;
 
-// What a stored element is multiplied as.
-template <class T>
-struct OperandOf {
-  using Type = T;
-  static constexpr bool kSplit = false;
-};
-template <>
-struct OperandOf<float> {
-  using Type = Half;
-  static constexpr bool kSplit = true;
-};
-
 // Queries, gallery, and the gallery's rows gathered by truth: [P][queries padded].
 enum Side { kQueries = 0, kGallery = 1, kTruth = 2 };
 
@@ -132,7 +120,7 @@ SidePlan side_of(const RetrievalRanksParams& p, const Plan& plan, int side) {
 template <class T>
 PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
     prepare_rows(const RetrievalRanksParams p, const Plan plan, const SidePlan side) {
-  using Operand = typename OperandOf<T>::Type;
+  using Operand = typename simt::OperandOf<T>::Type;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + simt::warp_id();
   if (row >= side.rows) return;
   const int lane = static_cast<int>(simt::lane_id());
@@ -156,7 +144,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
     const float x =
         source >= 0 && d < p.dim ? to_float(from[d * side.element_stride]) * scale : 0.0f;
     high[d] = from_float<Operand>(x);
-    if constexpr (OperandOf<T>::kSplit) {
+    if constexpr (simt::OperandOf<T>::kSplit) {
       high[side.rows * plan.depth + d] = from_float<Operand>(x - to_float(high[d]));
     }
   }
@@ -338,45 +326,41 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) rank_row(const ScoreRanksParams p) {
   if (simt::lane_id() == 0) p.ranks[row] = rank_of(limit, p.ties, counted);
 }
 
-unsigned blocks_for(int64_t tasks, int64_t per_block) {
-  return static_cast<unsigned>(simt::ceil_div(tasks, per_block));
-}
-
 template <class T>
 simt::Status ranks_as(const RetrievalRanksParams& p, void* stream) {
-  using Operand = typename OperandOf<T>::Type;
-  constexpr bool kSplit = OperandOf<T>::kSplit;
+  using Operand = typename simt::OperandOf<T>::Type;
+  constexpr bool kSplit = simt::OperandOf<T>::kSplit;
   using Tile = simt::GemmTile<Operand, kSplit>;
   const Plan plan = make_plan(p);
   const int both = p.ranks1 != nullptr ? 1 : 0;
   simt::Status status;
   for (int side = 0; side < 3 && status.ok(); ++side) {
     if (plan.rows[side] == 0) continue;
-    status = PW_LAUNCH((prepare_rows<T>), blocks_for(plan.rows[side], kThreads / 32), kThreads, 0,
-                       stream, p, plan, side_of(p, plan, side));
+    status = PW_LAUNCH((prepare_rows<T>), simt::blocks_for(plan.rows[side], kThreads / 32),
+                       kThreads, 0, stream, p, plan, side_of(p, plan, side));
   }
   if (status.ok()) {
     status = PW_RAISE_DYNAMIC_SHARED((find_limits<Operand, kSplit>), Tile::kSharedBytes);
   }
   if (status.ok()) {
-    status = PW_LAUNCH((find_limits<Operand, kSplit>), blocks_for(plan.rows[kQueries], kTile),
+    status = PW_LAUNCH((find_limits<Operand, kSplit>), simt::blocks_for(plan.rows[kQueries], kTile),
                        kThreads, Tile::kSharedBytes, stream, p, plan, both);
   }
   if (status.ok() && both != 0) {
-    status = PW_LAUNCH(settle_items, blocks_for(plan.rows[kGallery], kThreads), kThreads, 0, stream,
-                       p, plan);
+    status = PW_LAUNCH(settle_items, simt::blocks_for(plan.rows[kGallery], kThreads), kThreads, 0,
+                       stream, p, plan);
   }
   if (status.ok()) {
     status = PW_RAISE_DYNAMIC_SHARED((count_tile<Operand, kSplit>), Tile::kSharedBytes);
   }
   if (status.ok()) {
     const int64_t tiles = plan.rows[kQueries] / kTile * (plan.rows[kGallery] / kTile);
-    status = PW_LAUNCH((count_tile<Operand, kSplit>), blocks_for(tiles, 1), kThreads,
+    status = PW_LAUNCH((count_tile<Operand, kSplit>), simt::blocks_for(tiles, 1), kThreads,
                        Tile::kSharedBytes, stream, p, plan, both);
   }
   for (int side = 0; side < 1 + both && status.ok(); ++side) {
     const int64_t rows = side == kQueries ? p.rows : p.columns;
-    status = PW_LAUNCH(write_ranks, blocks_for(rows, kThreads), kThreads, 0, stream, p,
+    status = PW_LAUNCH(write_ranks, simt::blocks_for(rows, kThreads), kThreads, 0, stream, p,
                        side_of(p, plan, side));
   }
   return status;
@@ -384,7 +368,7 @@ simt::Status ranks_as(const RetrievalRanksParams& p, void* stream) {
 
 template <class T>
 simt::Status score_ranks_as(const ScoreRanksParams& p, void* stream) {
-  return PW_LAUNCH(rank_row<T>, blocks_for(p.rows, kThreads / 32), kThreads, 0, stream, p);
+  return PW_LAUNCH(rank_row<T>, simt::blocks_for(p.rows, kThreads / 32), kThreads, 0, stream, p);
 }
 
 }  // namespace
@@ -399,19 +383,15 @@ PW_EXPORT int64_t pw_cuda_retrieval_ranks_workspace(const patchword::RetrievalRa
 PW_EXPORT int pw_cuda_retrieval_ranks(const patchword::RetrievalRanksParams* p, void* stream,
                                       char* message, size_t length) {
   using namespace patchword;
-  switch (p->dtype) {
-    case DType::kFloat32: return ranks_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return ranks_as<Half>(*p, stream).report(message, length);
-    default: return ranks_as<BFloat16>(*p, stream).report(message, length);
-  }
+  return simt::report_for_dtype(
+      p->dtype, "retrieval_ranks: queries", message, length,
+      [&](auto type) { return ranks_as<typename decltype(type)::type>(*p, stream); });
 }
 
 PW_EXPORT int pw_cuda_score_ranks(const patchword::ScoreRanksParams* p, void* stream, char* message,
                                   size_t length) {
   using namespace patchword;
-  switch (p->dtype) {
-    case DType::kFloat32: return score_ranks_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return score_ranks_as<Half>(*p, stream).report(message, length);
-    default: return score_ranks_as<BFloat16>(*p, stream).report(message, length);
-  }
+  return simt::report_for_dtype(p->dtype, "score_ranks: scores", message, length, [&](auto type) {
+    return score_ranks_as<typename decltype(type)::type>(*p, stream);
+  });
 }

@@ -257,16 +257,10 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) gradient_of_points(const SampleFeature
   if (lane == 0) point_gradient(taps, dots, q.grad_points + 2 * index);
 }
 
-dim3 blocks_for(int64_t tasks, int64_t per_block) {
-  return dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(tasks, per_block)));
-}
-
 bool packs(const SampleFeaturesParams& p, int64_t pack, int64_t element_bytes) {
-  const uint64_t bytes = static_cast<uint64_t>(pack * element_bytes);
-  return p.channels % pack == 0 && p.features_stride[0] % pack == 0 &&
-         p.features_stride[2] % pack == 0 && p.features_stride[3] % pack == 0 &&
-         reinterpret_cast<uintptr_t>(p.features) % bytes == 0 &&
-         reinterpret_cast<uintptr_t>(p.out) % bytes == 0;
+  return simt::packs_at(p.out, element_bytes, pack, {p.channels}) &&
+         simt::packs_at(p.features, element_bytes, pack,
+                        {p.features_stride[0], p.features_stride[2], p.features_stride[3]});
 }
 
 template <class T>
@@ -277,9 +271,10 @@ simt::Status forward_as(const SampleFeaturesParams& p, void* stream) {
     const int64_t span = p.normalize ? p.channels : kPlanarChannels;
     const int64_t blocks = p.batch * simt::ceil_div<int64_t>(p.num_points, kTile) *
                            simt::ceil_div<int64_t>(p.channels, span);
-    return PW_LAUNCH((sample_planar<T>), blocks_for(blocks, 1), dim3(kThreads), 0, stream, p, span);
+    return PW_LAUNCH((sample_planar<T>), simt::blocks_for(blocks, 1), dim3(kThreads), 0, stream, p,
+                     span);
   }
-  const dim3 grid = blocks_for(total, kWarps * kPointsPerWarp);
+  const dim3 grid = simt::blocks_for(total, kWarps * kPointsPerWarp);
   if (packs(p, kPack, sizeof(T))) {
     return PW_LAUNCH((sample_rows<T, kPack>), grid, dim3(kThreads), 0, stream, p);
   }
@@ -293,50 +288,35 @@ simt::Status backward_as(const SampleFeaturesBackwardParams& q, void* stream) {
   if (q.grad_features != nullptr) {
     const int64_t chunks = simt::ceil_div<int64_t>(p.channels, 32 * kPerLane);
     const int64_t tasks = p.batch * p.height * p.width * chunks;
-    status = PW_LAUNCH((gather_gradient<T>), blocks_for(tasks, kWarps), dim3(kThreads), 0, stream,
-                       q, chunks);
+    status = PW_LAUNCH((gather_gradient<T>), simt::blocks_for(tasks, kWarps), dim3(kThreads), 0,
+                       stream, q, chunks);
   }
   if (status.ok() && q.grad_points != nullptr) {
-    status = PW_LAUNCH((gradient_of_points<T>), blocks_for(p.batch * p.num_points, kWarps),
+    status = PW_LAUNCH((gradient_of_points<T>), simt::blocks_for(p.batch * p.num_points, kWarps),
                        dim3(kThreads), 0, stream, q);
   }
   return status;
 }
 
-int unsupported_dtype(char* message, size_t length) {
-  snprintf(message, length, "sample_features: features must be float32, float16 or bfloat16");
-  return static_cast<int>(StatusCode::kUnsupported);
-}
-
 }  // namespace
 }  // namespace patchword
 
-using patchword::BFloat16;
-using patchword::DType;
-using patchword::Half;
-
 PW_EXPORT int pw_cuda_sample_features(const patchword::SampleFeaturesParams* p, void* stream,
                                       char* message, size_t length) {
+  using namespace patchword;
   if (p->batch == 0 || p->num_points == 0 || p->channels == 0) return 0;
-  switch (p->dtype) {
-    case DType::kFloat32: return patchword::forward_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return patchword::forward_as<Half>(*p, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::forward_as<BFloat16>(*p, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  return simt::report_for_dtype(
+      p->dtype, "sample_features: features", message, length,
+      [&](auto type) { return forward_as<typename decltype(type)::type>(*p, stream); });
 }
 
 PW_EXPORT int pw_cuda_sample_features_backward(const patchword::SampleFeaturesBackwardParams* q,
                                                void* stream, char* message, size_t length) {
+  using namespace patchword;
   if (q->forward.batch == 0 || q->forward.num_points == 0 || q->forward.channels == 0) return 0;
-  switch (q->forward.dtype) {
-    case DType::kFloat32: return patchword::backward_as<float>(*q, stream).report(message, length);
-    case DType::kFloat16: return patchword::backward_as<Half>(*q, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::backward_as<BFloat16>(*q, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  return simt::report_for_dtype(
+      q->forward.dtype, "sample_features: features", message, length,
+      [&](auto type) { return backward_as<typename decltype(type)::type>(*q, stream); });
 }
 
 PW_EXPORT int pw_cuda_sample_features_cells(const patchword::SampleFeaturesCellsParams* q,
@@ -344,6 +324,6 @@ PW_EXPORT int pw_cuda_sample_features_cells(const patchword::SampleFeaturesCells
   using namespace patchword;
   if (q->forward.batch == 0 || q->forward.num_points == 0) return 0;
   const int64_t total = q->forward.batch * q->forward.num_points;
-  return PW_LAUNCH((number_cells), blocks_for(total, kThreads), dim3(kThreads), 0, stream, *q)
+  return PW_LAUNCH((number_cells), simt::blocks_for(total, kThreads), dim3(kThreads), 0, stream, *q)
       .report(message, length);
 }

@@ -19,14 +19,6 @@ PW_DEVICE int32_t signed_key(float value) {
 }
 PW_DEVICE float value_of(int32_t key) { return bit_cast<float>(key ^ ((key >> 31) & 0x7fffffff)); }
 
-PW_DEVICE int set_bits(unsigned word) {
-#if defined(PATCHWORD_SIMT_HOST)
-  return __builtin_popcount(word);
-#else
-  return __popc(word);
-#endif
-}
-
 // One map: the keys of cells lane, lane + 32, ... of a lane, kPer of them in registers; with kPer 0
 // any number, read again whenever they are asked for.
 template <class T, int kPer>
@@ -127,8 +119,8 @@ struct Selection {
     const bool equal = real && key == threshold;
     const unsigned votes = simt::ballot(equal);
     const unsigned before = votes & ((1u << simt::lane_id()) - 1u);
-    const bool taken = equal && set_bits(before) < missing;
-    missing -= set_bits(votes);
+    const bool taken = equal && simt::set_bits(before) < missing;
+    missing -= simt::set_bits(votes);
     return taken || (real && beyond(key));
   }
 };
@@ -163,14 +155,14 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) spread_gradient(const WeldonPoolBackwa
   }
 }
 
-dim3 grid_of(const WeldonPoolParams& p) {
-  return dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(p.batch * p.channels, kWarps)));
+unsigned grid_of(const WeldonPoolParams& p) {
+  return simt::blocks_for(p.batch * p.channels, kWarps);
 }
 
 template <class T>
 simt::Status forward_as(const WeldonPoolParams& p, void* stream) {
   const int64_t cells = p.height * p.width;
-  const dim3 grid = grid_of(p);
+  const unsigned grid = grid_of(p);
   if (cells <= 256) return PW_LAUNCH((pool_maps<T, 8>), grid, dim3(kThreads), 0, stream, p);
   if (cells <= 1024) return PW_LAUNCH((pool_maps<T, 32>), grid, dim3(kThreads), 0, stream, p);
   return PW_LAUNCH((pool_maps<T, 0>), grid, dim3(kThreads), 0, stream, p);
@@ -181,38 +173,23 @@ simt::Status backward_as(const WeldonPoolBackwardParams& q, void* stream) {
   return PW_LAUNCH((spread_gradient<T>), grid_of(q.forward), dim3(kThreads), 0, stream, q);
 }
 
-int unsupported_dtype(char* message, size_t length) {
-  snprintf(message, length, "weldon_pool: maps must be float32, float16 or bfloat16");
-  return static_cast<int>(StatusCode::kUnsupported);
-}
-
 }  // namespace
 }  // namespace patchword
 
-using patchword::BFloat16;
-using patchword::DType;
-using patchword::Half;
-
 PW_EXPORT int pw_cuda_weldon_pool(const patchword::WeldonPoolParams* p, void* stream, char* message,
                                   size_t length) {
+  using namespace patchword;
   if (p->batch == 0 || p->channels == 0) return 0;
-  switch (p->dtype) {
-    case DType::kFloat32: return patchword::forward_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return patchword::forward_as<Half>(*p, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::forward_as<BFloat16>(*p, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  return simt::report_for_dtype(p->dtype, "weldon_pool: maps", message, length, [&](auto type) {
+    return forward_as<typename decltype(type)::type>(*p, stream);
+  });
 }
 
 PW_EXPORT int pw_cuda_weldon_pool_backward(const patchword::WeldonPoolBackwardParams* q,
                                            void* stream, char* message, size_t length) {
+  using namespace patchword;
   if (q->forward.batch == 0 || q->forward.channels == 0) return 0;
-  switch (q->forward.dtype) {
-    case DType::kFloat32: return patchword::backward_as<float>(*q, stream).report(message, length);
-    case DType::kFloat16: return patchword::backward_as<Half>(*q, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::backward_as<BFloat16>(*q, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  return simt::report_for_dtype(
+      q->forward.dtype, "weldon_pool: maps", message, length,
+      [&](auto type) { return backward_as<typename decltype(type)::type>(*q, stream); });
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the toy kernels of ``selftest.cu`` for the CPU and calls their entry points.
+"""Compiles the toy kernels of ``selftest*.cu`` for the CPU and calls their entry points.
 
 ``PATCHWORD_SIMT_SELFTEST`` names a library to test instead: the sanitized one, in the process that
 ``test_simt_toolchain.py`` starts for it.
@@ -11,14 +11,15 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 Call = Callable[..., tuple[int, str]]
 Build = Callable[..., Path]
 
@@ -33,14 +34,14 @@ def compiler() -> str:
 
 @pytest.fixture(scope="session")
 def build(compiler: str) -> Build:
-    """``build(folder, kernels, *flags)`` compiles the engine and a kernel file into a library."""
+    """``build(folder, kernels, *flags)`` compiles the engine and kernel files into a library."""
 
-    def run(folder: Path, kernels: Path, *flags: str) -> Path:
+    def run(folder: Path, kernels: Sequence[Path], *flags: str) -> Path:
         target = folder / "libselftest.so"
         engine = ROOT / "kernels" / "common" / "simt_host.cpp"
         command = [compiler, "-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC"]
         command += [f"-I{ROOT}", "-DPATCHWORD_SIMT_HOST", *flags, "-shared", "-o", str(target)]
-        command += [str(engine), "-x", "c++", str(kernels)]
+        command += [str(engine), "-x", "c++", *map(str, kernels)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return target
@@ -70,13 +71,14 @@ def call(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Call:
     given = os.environ.get("PATCHWORD_SIMT_SELFTEST")
     if given:
         return bind(Path(given))
-    return bind(build(tmp_path_factory.mktemp("simt"), ROOT / "tests/simt/selftest.cu"))
+    kernels = [HERE / "selftest.cu", HERE / "selftest_faults.cu"]
+    return bind(build(tmp_path_factory.mktemp("simt"), kernels))
 
 
 @pytest.fixture(scope="session")
 def wgmma_call(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Call:
     """As ``call``, for the entry points of ``selftest_wgmma.cu``."""
-    return bind(build(tmp_path_factory.mktemp("wgmma"), ROOT / "tests/simt/selftest_wgmma.cu"))
+    return bind(build(tmp_path_factory.mktemp("wgmma"), [HERE / "selftest_wgmma.cu"]))
 
 
 @pytest.fixture(params=["forward", "reverse", "random:1", "random:2"])

@@ -17,8 +17,8 @@ LAUNCH_FAILED = 3
 SANITIZED = "PATCHWORD_SIMT_SELFTEST" in os.environ
 WRITES_OUTSIDE = {6: "past the 256 bytes of shared", 7: "past the 256 bytes of dynamic shared"}
 BROKEN = {
-    0: r"barrier divergence: it is in sync_block at selftest.cu:(\d+), but thread \(\d+, 0, 0\) "
-    r"waits in sync_block at selftest.cu:(?!\1)\d+",
+    0: r"barrier divergence: it is in sync_block at selftest_faults.cu:(\d+), "
+    r"but thread \(\d+, 0, 0\) waits in sync_block at selftest_faults.cu:(?!\1)\d+",
     1: r"barrier divergence: thread \(5, 0, 0\) has exited",
     2: r"the mask names lane 9, which has exited|its mask names lane 9, but .* has exited",
     3: r"lane mismatch: it is in (any|shuffle) .*waits in (shuffle|any)",

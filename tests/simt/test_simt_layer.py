@@ -75,7 +75,7 @@ def test_atomics(call: Call, order: str, rng: np.random.Generator) -> None:
 
 def test_warp_primitives(call: Call, order: str, rng: np.random.Generator) -> None:
     v = rng.integers(0, 1000, 32).astype(np.int32)
-    output = np.zeros((19, 32), np.int64)
+    output = np.zeros((20, 32), np.int64)
     assert call("warp", v, output) == (0, "")
     lane = np.arange(32)
     ballot3 = sum(1 << i for i in range(32) if v[i] % 3 == 0)
@@ -98,6 +98,7 @@ def test_warp_primitives(call: Call, order: str, rng: np.random.Generator) -> No
         np.ones(32),
         np.full(32, v.max()),
         v.reshape(8, 4).sum(1).repeat(4),
+        [int(value).bit_count() for value in v],
         np.where(lane < 15, v[(lane + 1) % 32], np.where(lane < 16, v[15], ballot2)),
         np.where(lane < 16, -1, 1),
     ]

@@ -19,7 +19,7 @@ Build = Callable[..., Path]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-KERNELS = HERE / "selftest.cu"
+KERNELS = [HERE / "selftest.cu", HERE / "selftest_faults.cu"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_address_sanitizer_finds_writes_outside_shared_memory(
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("kernels", ["selftest.cu", "selftest_wgmma.cu"])
+@pytest.mark.parametrize("kernels", ["selftest.cu", "selftest_faults.cu", "selftest_wgmma.cu"])
 def test_nvcc_compiles_the_same_source(tmp_path: Path, kernels: str, architecture: str) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
@@ -93,7 +93,7 @@ def test_the_example_of_the_guide_works(
     (example,) = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
     source = tmp_path / "row_sum_cuda.cu"
     source.write_text(example)
-    library = ctypes.CDLL(str(build(tmp_path, source, *flags)))
+    library = ctypes.CDLL(str(build(tmp_path, [source], *flags)))
     rows = rng.standard_normal((5, 300)).astype(np.float16)
     sums = np.zeros(5, np.float32)
     pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (rows, sums)]
