@@ -71,7 +71,7 @@ def _run(
         logits,
         (
             logits.data_ptr(),
-            _library.written(out),
+            0 if out is None else _library.written(out),
             _library.address(confidence),
             _library.address(confusion),
             _library.address(target),
