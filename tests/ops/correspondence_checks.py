@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
-from patchword import _library, ops
+from patchword import ops
 from patchword.ops.correspondence import reference
 from patchword.ops.correspondence.results import Matches
 from patchword.testing import (
@@ -20,7 +19,6 @@ from patchword.testing import (
     dot_tolerance,
 )
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 METRICS = ("cosine", "dot", "l2")
 
 # P, N, M, D: empty, one, primes, tile edges of both CPU tiles (6 x 16, 12 x 32) and of depth 512.
@@ -39,8 +37,6 @@ SHAPES = [
     (1, 211, 307, 96),
 ]
 LARGE = (1, 700, 1031, 130)
-
-needs_native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
 
 
 def make(

@@ -3,17 +3,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from patchword import _library
 from patchword.ops import point_infonce
 from patchword.testing import assert_gradient, assert_log_sum_exp
 
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # B, C, h, w, T, negatives: one, primes, vector widths and blocks of channels +- 1, long rows.
 SHAPES = [
     (1, 1, 1, 1, 3, 0),

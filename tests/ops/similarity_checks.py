@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from patchword import _library
 from patchword.ops import PackedQueries, patch_similarity
 from patchword.testing import (
     assert_indices,
@@ -20,10 +18,7 @@ from patchword.testing import (
     rounding,
 )
 
-needs_native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-
 ALL = ("logits", "softmax", "sigmoid", "topk", "argmax", "logsumexp", "minmax")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # B, N, D, C: empty, one, primes, around the tiles (4, 6, 8, 12, 16, 32 wide), one large.
 SHAPES = (

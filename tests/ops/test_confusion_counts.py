@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from op_checks import BACKENDS, native
 from torch import Tensor
 
 from patchword import _library
@@ -21,8 +22,6 @@ from patchword.ops import (
 from patchword.testing import expanded, layouts
 from patchword.testing import strategies as s
 
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
 LABELS = [torch.uint8, torch.int16, torch.int32, torch.int64]
 # Around the chunks of 2048 pixels, with one copy of the histogram (from 129 classes on) and four.
 SHAPES = [(0, 4, 4), (2, 0, 3), (1, 1, 1), (3, 5, 7), (1, 32, 64), (2, 2049, 1), (1, 67, 65)]

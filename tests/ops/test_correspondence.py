@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 import torch
 from correspondence_checks import (
-    DTYPES,
     LARGE,
     METRICS,
     SHAPES,
@@ -21,8 +20,9 @@ from correspondence_checks import (
     check_neighbors,
     check_ragged,
     make,
-    needs_native,
 )
+from op_checks import DTYPES, assert_repeats
+from op_checks import native as needs_native
 from torch import Tensor
 
 from patchword import _library, ops
@@ -88,14 +88,13 @@ def test_large_problem_and_threads(threads: int) -> None:
 @needs_native
 def test_results_do_not_depend_on_the_number_of_threads(cpu_level: str) -> None:
     a, b = (torch.randint(-2, 3, (n, 40)).float() for n in (500, 620))
-    results = []
-    for threads in (1, 2, 3, 1):
-        torch.set_num_threads(threads)
+
+    def run():
         m = ops.mutual_nearest_neighbors(a, b, metric="dot", ratio=0.97, allow_single=True)
         n = ops.nearest_neighbors(a, b, metric="l2", k=4)
-        results.append((m.matches0, m.matches1, m.scores0, n.indices, n.scores))
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+        return m.matches0, m.matches1, m.scores0, n.indices, n.scores
+
+    assert_repeats(run)
 
 
 @needs_native

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from correspondence_checks import (
-    DTYPES,
     LARGE,
     METRICS,
     SHAPES,
@@ -20,9 +19,10 @@ from correspondence_checks import (
     check_neighbors,
     check_ragged,
     make,
-    needs_native,
     oracle,
 )
+from op_checks import DTYPES
+from op_checks import native as needs_native
 from torch import Tensor
 
 from patchword import ops

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from op_checks import BACKENDS, DTYPES, FAR, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -15,10 +16,6 @@ from patchword.errors import BackendError, DTypeError, OptionError, ShapeError
 from patchword.ops import FoldedHeatmap, explain, fold_units, folded_heatmap
 from patchword.testing import assert_within, dot_tolerance, expanded, layouts
 from patchword.testing import strategies as s
-
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # T, E, D, top: one, primes, vector widths and blocks of columns +- 1.
 FOLDS = [
@@ -320,21 +317,12 @@ def test_edges(backend):
 def test_repeats_bit_for_bit(cpu_level):
     maps, text = torch.randn(3, 40, 13, 13), torch.randn(7, 90)
     projection = torch.randn(90, 40)
-    results = []
-    for threads in (1, 2, 3, 1):
-        torch.set_num_threads(threads)
-        results.append(folded_heatmap(maps, text, projection, 30, threshold=0.4))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_repeats(lambda: folded_heatmap(maps, text, projection, 30, threshold=0.4))
 
 
 @native
 def test_offsets_beyond_32_bits():
-    pitch = 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all of it
-    memory = torch.UntypedStorage(2 * (pitch * 2 + 12))
-    view = torch.empty(0, dtype=torch.bfloat16).set_(memory)
-    view = view.as_strided((1, 3, 3, 4), (0, pitch, 4, 1))
+    view = far_apart((1, 3, 3, 4), (0, FAR, 4, 1))
     values = torch.randn(1, 3, 3, 4).bfloat16()
     view.copy_(values)
     folded = torch.randn(2, 3)

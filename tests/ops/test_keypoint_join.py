@@ -6,16 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from op_checks import BACKENDS, assert_repeats, native
 from torch import Tensor
 
-from patchword import _library
 from patchword.errors import DTypeError, OptionError, ShapeError
 from patchword.ops import explain, keypoint_join
 from patchword.testing import layouts
 from patchword.testing import strategies as s
-
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
 
 
 def collection(
@@ -196,12 +193,7 @@ def test_compiles_into_one_graph():
 @native
 def test_repeats_for_every_number_of_threads():
     arguments = collection([700, 900, 800, 50], 1500, pairs=300)
-    results = []
-    for threads in (1, 2, 3, 8):
-        torch.set_num_threads(threads)
-        results.append(keypoint_join(*arguments))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_repeats(lambda: keypoint_join(*arguments))
 
 
 def run_on_cuda_kernels(sizes: list[int], device: str) -> None:

@@ -15,14 +15,12 @@ from mask_upsample_oracle import (
     reference_gradient,
     upsample_exact,
 )
+from op_checks import BACKENDS, DTYPES, native
 
 from patchword import _library
 from patchword.ops import intersection_and_union, mask_upsample, upsampled_confusion
 from patchword.testing import assert_gradient, assert_interpolation, expanded, layouts
 
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FORMS = list(itertools.product(["bilinear", "bicubic"], [False, True]))
 # (B, C, h, w), (H, W): empty, one, primes, copies, one copied axis, down, strips and vectors +- 1,
 # cells large enough to be pruned, several pruned cells of uneven width.
@@ -226,7 +224,7 @@ def test_class_mask_region_and_thresholds(cpu_level):
     assert torch.equal(shared[1], mask_upsample(logits, (64, 70))[1] > threshold[0][:, None, None])
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_confusion(backend, dtype):
     maps_ = torch.tensor([[[[4.0, 0.0]], [[1.0, 1.0]]]])

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from mask_upsample_oracle import upsample_exact
+from op_checks import BACKENDS, assert_repeats, native
 
 from patchword import _library
 from patchword.errors import BackendError, DTypeError, OptionError, ShapeError
@@ -19,8 +20,6 @@ from hypothesis import strategies as st  # noqa: E402
 
 from patchword.testing import strategies as s  # noqa: E402
 
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
 OUTPUTS = ["logits", "softmax", "sigmoid", "minmax", "binary", "labels"]
 
 
@@ -334,12 +333,7 @@ def test_deterministic(cpu_level):
             mask_upsample(logits, (90, 90), output="minmax", mode="bicubic"),
         )
 
-    torch.set_num_threads(1)
-    first = results()
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
-        for a, b in zip(first, results(), strict=True):
-            assert torch.equal(a, b)
+    assert_repeats(results)
 
 
 @native

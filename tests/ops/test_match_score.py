@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from op_checks import BACKENDS, DTYPES, FAR, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -15,9 +16,6 @@ from patchword.ops import explain, match_score, sample_features
 from patchword.testing import assert_within, dot_tolerance, expanded, layouts
 from patchword.testing import strategies as s
 
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # B, Q, D, h, w: empty, one, primes, vector widths and tiles +- 1.
 SHAPES = [
     (0, 3, 4, 2, 2),
@@ -318,21 +316,13 @@ def test_edges(cpu_level):
 @native
 def test_repeats_bit_for_bit(cpu_level):
     inputs = make((7, 301, 96, 11, 13))
-    results = []
-    for threads in (1, 2, 3, 1):
-        torch.set_num_threads(threads)
-        results.append(match_score(**inputs, grid=(11, 13)))
-    for other in results[1:]:
-        assert torch.equal(results[0], other)
+    assert_repeats(lambda: match_score(**inputs, grid=(11, 13)))
 
 
 @native
 def test_offsets_beyond_32_bits():
-    cells, pitch = 3, 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all 8 GB
-    memory = torch.UntypedStorage(2 * (pitch * (cells - 1) + 4))
-    base = torch.empty(0, dtype=torch.bfloat16).set_(memory)
-    far = base.as_strided((1, cells, 4), (0, pitch, 1))
+    cells = 3
+    far = far_apart((1, cells, 4), (0, FAR, 1))
     far[0] = torch.randn(cells, 4).bfloat16()
     queries = torch.randn(1, 2, 4).bfloat16()
     points = torch.tensor([[[0.9, 0.5], [0.5, 0.5]]])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_inputs import golden, seeded
+from op_checks import BACKENDS, FAR, assert_graph_replays, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -18,9 +19,6 @@ from patchword.ops import explain, pamr
 from patchword.ops.pamr.reference import weights
 from patchword.testing import assert_within, expanded, layouts, rounding
 from patchword.testing import strategies as s
-
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
 
 PUBLISHED = (1, 2, 4, 8, 12, 24)
 # B, K, C, h, w: empty, one, primes, vector widths and channel blocks +- 1.
@@ -292,19 +290,14 @@ def test_edges(cpu_level):
 def test_repeats_bit_for_bit(cpu_level):
     for shape in ((1, 3, 5, 60, 70), (6, 3, 3, 30, 40)):
         image, masks = make(shape)
-        results = []
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            results.append(pamr(image, masks, [1, 5], 4, backend="native"))
-        assert all(torch.equal(results[0], other) for other in results[1:])
+        assert_repeats(
+            lambda image=image, masks=masks: pamr(image, masks, [1, 5], 4, backend="native")
+        )
 
 
 @native
 def test_offsets_beyond_32_bits():
-    pitch = 2**30 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all of it
-    memory = torch.UntypedStorage(4 * (pitch * 2 + 4))
-    view = torch.empty(0).set_(memory).as_strided((1, 2, 3, 4), (0, 0, pitch, 1))
+    view = far_apart((1, 2, 3, 4), (0, 0, FAR // 2 + 3, 1), torch.float32)
     values = torch.rand(3, 4)
     view[0, 0] = values
     plain = values.expand(1, 2, 3, 4)
@@ -363,10 +356,4 @@ def test_cuda():
 @pytest.mark.cuda
 def test_cuda_graph():
     image, masks = (t.cuda() for t in make((2, 3, 4, 20, 30)))
-    want = pamr(image, masks)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = pamr(image, masks)
-    out.zero_()
-    graph.replay()
-    assert torch.equal(out, want)
+    assert_graph_replays(lambda: pamr(image, masks))

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from similarity_checks import ALL, DTYPES, SHAPES, check, needs_native, random_inputs
+from op_checks import DTYPES
+from op_checks import native as needs_native
+from similarity_checks import ALL, SHAPES, check, random_inputs
 
 from patchword import _library
 from patchword.errors import BackendError, DTypeError, OptionError, ShapeError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from similarity_checks import ALL, DTYPES, check, random_inputs
+from op_checks import DTYPES
+from similarity_checks import ALL, check, random_inputs
 
 from patchword.ops import pack_queries, patch_similarity
 from patchword.testing import expanded, layouts

@@ -7,7 +7,8 @@ import os
 
 import pytest
 import torch
-from similarity_checks import DTYPES, check, random_inputs
+from op_checks import DTYPES
+from similarity_checks import check, random_inputs
 from triton_interpreter import interpret
 
 from patchword.errors import BackendError
@@ -15,7 +16,8 @@ from patchword.ops import patch_similarity
 
 _SCRIPT = """
 import torch
-from similarity_checks import DTYPES, check, random_inputs
+from op_checks import DTYPES
+from similarity_checks import check, random_inputs
 
 torch.manual_seed(3)
 mask = torch.rand(2, 19) > 0.4

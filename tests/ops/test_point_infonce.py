@@ -9,14 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from infonce_checks import (
-    DTYPES,
-    SHAPES,
-    check,
-    check_gradients,
-    native,
-    random,
-)
+from infonce_checks import SHAPES, check, check_gradients, random
+from op_checks import DTYPES, native
 from torch import Tensor
 
 from patchword.errors import DTypeError, OptionError, ShapeError

@@ -7,16 +7,8 @@ import math
 
 import pytest
 import torch
-from infonce_checks import (
-    CUDA_SHAPES,
-    DTYPES,
-    SHAPES,
-    check,
-    check_gradients,
-    native,
-    oracle,
-    random,
-)
+from infonce_checks import CUDA_SHAPES, SHAPES, check, check_gradients, oracle, random
+from op_checks import BACKENDS, DTYPES, FAR, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -63,19 +55,17 @@ def test_repeats_bit_for_bit(cpu_level, layout):
     if layout == "channels_last":
         features = features.contiguous(memory_format=torch.channels_last)
     weight = torch.rand(400)
-    results = []
-    for threads in (1, 2, 3, 1):
-        torch.set_num_threads(threads)
+
+    def run():
         leaves = [t.detach().clone(memory_format=torch.preserve_format) for t in (features, *rest)]
         wanted = [t.requires_grad_() for t in leaves if t.is_floating_point()]
         loss = point_infonce(*leaves)
-        results.append((loss.detach(), *torch.autograd.grad((loss * weight).sum(), wanted)))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+        return loss.detach(), *torch.autograd.grad((loss * weight).sum(), wanted)
+
+    assert_repeats(run)
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty(backend):
     features, *rest = random((2, 5, 3, 4, 6, 3))
     features.requires_grad_()
@@ -141,7 +131,7 @@ def test_edges(cpu_level):
     assert losses.isfinite().tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_images_that_do_not_exist(backend):
     features, images, points, key_images, key_points = random((2, 5, 3, 4, 6, 3))
     for wrong in (-1, 2, 2**40):
@@ -209,13 +199,8 @@ def test_compiles_into_one_graph():
 
 @native
 def test_offsets_beyond_32_bits():
-    # Rows far apart in a buffer that is never touched in between; channels share storage.
     rows, width = 3, 9
-    pitch = 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all 8 GB
-    memory = torch.UntypedStorage(2 * (pitch * (rows - 1) + width))
-    base = torch.empty(0, dtype=torch.bfloat16).set_(memory)
-    view = base.as_strided((1, 2, rows, width), (0, 0, pitch, 1))
+    view = far_apart((1, 2, rows, width), (0, 0, FAR, 1))  # channels share storage
     for row in range(rows):
         view[0, 0, row] = torch.randn(width).bfloat16()
     _, images, points, key_images, key_points = random((1, 2, rows, width, 5, 2))

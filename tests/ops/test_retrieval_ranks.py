@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_checks import BACKENDS, DTYPES, FAR, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -13,10 +14,6 @@ from patchword.ops import explain, retrieval_ranks, score_ranks
 from patchword.ops.retrieval_ranks.reference import TIES, inverse_truth
 from patchword.testing import expanded, layouts
 from patchword.testing import strategies as s
-
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # N, M, D, P: empty, one, primes, tiles +- 1, more than a block of rows, columns and depths.
 SHAPES = [
@@ -276,21 +273,12 @@ def test_edges(cpu_level):
 def test_repeats_for_every_number_of_threads(cpu_level):
     queries, gallery = torch.randn(400, 40), torch.randn(600, 40)
     truth = torch.randint(0, 600, (400, 2))
-    results = []
-    for threads in (1, 2, 3, 8):
-        torch.set_num_threads(threads)
-        results.append(retrieval_ranks(queries, gallery, truth, both=True))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_repeats(lambda: retrieval_ranks(queries, gallery, truth, both=True))
 
 
 @native
 def test_offsets_beyond_32_bits():
-    # Rows 2^31 elements apart without the memory: nothing in between is ever touched.
-    pitch = 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all of it
-    memory = torch.UntypedStorage(2 * (2 * pitch + 16))
-    view = torch.empty(0, dtype=torch.bfloat16).set_(memory).as_strided((3, 8), (pitch, 1))
+    view = far_apart((3, 8), (FAR, 1))
     view.copy_(torch.randint(-3, 4, (3, 8)))
     others = torch.randint(-3, 4, (5, 8)).bfloat16()
     check_exact(view, others, torch.tensor([0, 3, 4]), "far queries")

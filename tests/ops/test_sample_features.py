@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from op_checks import BACKENDS, DTYPES, FAR, assert_graph_replays, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -25,9 +26,6 @@ from patchword.testing import (
 )
 from patchword.testing import strategies as s
 
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 OPTIONS = list(
     itertools.product(["bilinear", "nearest"], ["zeros", "border", "reflection"], [False, True])
 )
@@ -114,7 +112,7 @@ def test_wide_map_takes_channel_blocks_and_coarse_buckets():
     check_gradients(features, points, grad, "blocks of channels")
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(2, 5, 6, 4, 20), (1, 18, 5, 7, 90)], ids=str)
 @pytest.mark.parametrize(("mode", "padding", "corners"), OPTIONS)
 def test_equals_grid_sample(backend, shape, mode, padding, corners):
@@ -389,27 +387,19 @@ def test_repeats_bit_for_bit(cpu_level, layout):
     if layout == "channels_last":
         features = features.contiguous(memory_format=torch.channels_last)
     grad = torch.randn(2, 500, 48)
-    results = []
-    for threads in (1, 2, 3, 1):
-        torch.set_num_threads(threads)
+
+    def run():
         leaves = [features.detach().requires_grad_(), points.detach().clone().requires_grad_()]
         out = sample_features(*leaves)
-        results.append((out.detach(), *torch.autograd.grad(out, leaves, grad)))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+        return out.detach(), *torch.autograd.grad(out, leaves, grad)
+
+    assert_repeats(run)
 
 
 @native
 def test_offsets_beyond_32_bits():
-    # 2^31 elements apart without the memory: channels share storage by a stride of 0, and rows
-    # are far apart in a buffer that is never touched in between.
     rows, width = 3, 4
-    pitch = 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all 8 GB
-    memory = torch.UntypedStorage(2 * (pitch * (rows - 1) + width))
-    base = torch.empty(0, dtype=torch.bfloat16).set_(memory)
-    view = base.as_strided((1, 2, rows, width), (0, 0, pitch, 1))
+    view = far_apart((1, 2, rows, width), (0, 0, FAR, 1))  # channels share storage
     values = torch.randn(rows, width).bfloat16()
     view[0, 0] = values
     points = torch.tensor([[[1.3, 2.2], [3.1, 0.4], [2.0, 1.5]]])
@@ -480,13 +470,7 @@ def test_cuda(dtype, shape):
 @pytest.mark.cuda
 def test_cuda_graph():
     features, points = (t.cuda() for t in make((2, 64, 7, 9, 100)))
-    want = sample_features(features, points)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = sample_features(features, points)
-    out.zero_()
-    graph.replay()
-    assert torch.equal(out, want)
+    assert_graph_replays(lambda: sample_features(features, points))
 
 
 def test_reference_does_not_depend_on_the_kernel():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_checks import BACKENDS, DTYPES, FAR, assert_graph_replays, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -15,10 +16,6 @@ from patchword.errors import BackendError, DTypeError, OptionError, ShapeError
 from patchword.ops import explain, sru
 from patchword.testing import assert_gradient, assert_within, expanded, layouts, rounding
 from patchword.testing import strategies as s
-
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # L, B, d: empty, one, primes, vector widths and runs of units +- 1.
 SHAPES = [
@@ -388,25 +385,19 @@ def test_edges(cpu_level):
 @native
 def test_repeats_bit_for_bit(cpu_level):
     inputs = make((6, 7, 520))
-    results = []
-    for threads in (1, 2, 3, 8, 1):
-        torch.set_num_threads(threads)
+
+    def run():
         leaves = leaves_of(inputs)
         out, state = sru(**leaves, bidirectional=True)
         wanted = [v for v in leaves.values() if getattr(v, "requires_grad", False)]
-        results.append((out, state, *torch.autograd.grad(out.sum() + state.sum(), wanted)))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        return out, state, *torch.autograd.grad(out.sum() + state.sum(), wanted)
+
+    assert_repeats(run)
 
 
 @native
 def test_offsets_beyond_32_bits():
-    # Steps 2^31 elements apart without the memory: nothing in between is ever touched.
-    pitch = 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all of it
-    memory = torch.UntypedStorage(2 * (2 * pitch + 64))
-    base = torch.empty(0, dtype=torch.bfloat16).set_(memory)
-    view = base.as_strided((3, 1, 4, 8), (pitch, 0, 8, 1))
+    view = far_apart((3, 1, 4, 8), (FAR, 0, 8, 1))
     view.copy_(torch.randn(3, 1, 4, 8))
     inputs = make((3, 1, 8), 4, dtype=torch.bfloat16)
     want, _ = sru(**{**inputs, "gates": view.clone()}, backend="native")
@@ -451,10 +442,4 @@ def test_cuda(dtype, shape):
 @pytest.mark.cuda
 def test_cuda_graph():
     inputs = {n: v.cuda() for n, v in make((5, 3, 64)).items()}
-    want, _ = sru(**inputs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out, _ = sru(**inputs)
-    out.zero_()
-    graph.replay()
-    assert torch.equal(out, want)
+    assert_graph_replays(lambda: sru(**inputs)[0])

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from golden_inputs import golden, seeded
+from op_checks import BACKENDS, DTYPES, FAR, assert_repeats, far_apart, native
 from torch import Tensor
 
 from patchword import _library
@@ -16,10 +17,6 @@ from patchword.errors import BackendError, DTypeError, OptionError, ShapeError
 from patchword.ops import explain, weldon_pool
 from patchword.testing import assert_gradient, assert_within, expanded, layouts, rounding, strided
 from patchword.testing import strategies as s
-
-native = pytest.mark.skipif(_library.C is None, reason=_library.missing_reason or "")
-BACKENDS = ["reference", pytest.param("native", marks=native)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # Empty, one, primes, vector widths of maps and chunks of cells +- 1.
 SHAPES = [
@@ -327,21 +324,12 @@ def test_gradient_beside_missing_values(cpu_level):
 def test_repeats_bit_for_bit(cpu_level):
     maps, grad = torch.randn(3, 70, 9, 11), torch.randn(3, 70)
     for k in (15, 30):
-        results = []
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            results.append((weldon_pool(maps, k, k), gradient(maps, grad, k, k, "native")))
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        assert_repeats(lambda k=k: (weldon_pool(maps, k, k), gradient(maps, grad, k, k, "native")))
 
 
 @native
 def test_offsets_beyond_32_bits():
-    pitch = 2**31 + 5
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch all of it
-    memory = torch.UntypedStorage(2 * (pitch * 2 + 4))
-    view = torch.empty(0, dtype=torch.bfloat16).set_(memory)
-    view = view.as_strided((1, 2, 3, 4), (0, 0, pitch, 1))
+    view = far_apart((1, 2, 3, 4), (0, 0, FAR, 1))
     values = torch.randn(3, 4).bfloat16()
     view[0, 0] = values
     plain = values.expand(1, 2, 3, 4).contiguous()
