@@ -47,14 +47,17 @@ def _complain(images: Tensor, what: str, batch: int) -> None:
         )
 
 
-def _launch(entry: Any, features: Tensor, points: tuple[Tensor, ...], *arguments: Any) -> None:
-    """Run an entry of ``_C``, which says that an image does not exist but not which one."""
-    try:
-        _library.launch(entry, features, *arguments)
-    except IndexError:
-        _complain(points[0], "query_images", features.shape[0])
-        _complain(points[2], "key_images", features.shape[0])
-        raise
+def _call(function: Any, features: Tensor, points: tuple[Tensor, ...], *arguments: Any) -> None:
+    """Run a kernel; again with memory when it asks for some."""
+    scratch, size = None, 0
+    while True:
+        size = function(*arguments, 0 if scratch is None else _library.written(scratch), size)
+        if size == 0:
+            return
+        if size < 0:
+            _complain(points[0], "query_images", features.shape[0])
+            _complain(points[2], "key_images", features.shape[0])
+        scratch = torch.empty(size, dtype=torch.uint8)
 
 
 def _read_points(*points: Tensor) -> tuple[Tensor, ...]:
@@ -62,21 +65,15 @@ def _read_points(*points: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.float() if t.is_floating_point() else t.long() for t in points)
 
 
-def _described(
-    features: Tensor,
-    points: tuple[Tensor, ...],
-    affine: Affine | list[float],
-    temperature: float,
-    normalize: bool,
-) -> tuple[tuple[Any, ...], ...]:
-    """What every entry begins with: addresses, sizes, strides, options and scales."""
-    tensors = (features, *points)
+def _geometry(
+    points: tuple[Tensor, ...], affine: Affine | list[float]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...], tuple[float, ...]]:
+    """Addresses, strides, queries and keys, scales and shifts."""
     return (
-        tuple(t.data_ptr() for t in tensors),
-        (*features.shape, *points[2].shape),
-        tuple(step for t in tensors for step in t.stride()),
-        (DTYPE_TAGS[features.dtype], normalize),
-        (*affine, temperature),
+        tuple(t.data_ptr() for t in points),
+        tuple(t.stride() for t in points),
+        tuple(points[2].shape),
+        tuple(affine),
     )
 
 
@@ -96,11 +93,25 @@ def _forward(
     )
     if losses.numel() == 0:
         return losses, dots, norms
-    _launch(
+    device, stream, threads = _library.runtime(features)
+    addresses, strides, counts, scales = _geometry(points, affine)
+    _call(
         C.point_infonce_forward,
         features,
         points,
-        *_described(features, points, affine, temperature, normalize),
+        device,
+        stream,
+        threads,
+        features.data_ptr(),
+        features.shape,
+        features.stride(),
+        DTYPE_TAGS[features.dtype],
+        addresses,
+        strides,
+        counts,
+        scales,
+        temperature,
+        normalize,
         losses.data_ptr(),
         dots.data_ptr(),
         norms.data_ptr(),
@@ -129,7 +140,8 @@ def _fake_forward(
 def _cuda_memory(
     features: Tensor,
     points: tuple[Tensor, ...],
-    described: tuple[tuple[Any, ...], ...],
+    affine: Affine | list[float],
+    stream: int,
     wants_features: bool,
 ) -> tuple[Tensor, ...]:
     """Weights, pulls and vectors to be written; order of the points and where cells begin."""
@@ -140,7 +152,10 @@ def _cuda_memory(
     cells = features.new_empty((count if wants_features else 0,), dtype=torch.int64)
     if not wants_features:
         return weights, torch.empty_like(weights), vectors, cells, cells
-    _library.launch(C.point_infonce_cells, features, *described, cells.data_ptr())
+    addresses, strides, counts, scales = _geometry(points, affine)
+    C.point_infonce_cells(
+        stream, features.shape, addresses, strides, counts, scales, cells.data_ptr()
+    )
     ordered, order = torch.sort(cells, stable=True)
     batch, _, height, width = features.shape
     edges = torch.arange(batch * height * width + 1, device=cells.device)
@@ -183,24 +198,35 @@ def _backward(
     if dots.numel() == 0 or features.numel() == 0:
         return made[0].zero_(), made[1].zero_(), made[2].zero_()
     grad = grad.contiguous()
-    described = _described(features, points, affine, temperature, normalize)
+    device, stream, threads = _library.runtime(features)
     memory: tuple[Tensor, ...] = ()
-    if not _library.on_cpu(features):
-        memory = _cuda_memory(features, points, described, wants_features)
-    _launch(
+    if device == _library.CUDA:
+        memory = _cuda_memory(features, points, affine, stream, wants_features)
+    addresses, strides, counts, scales = _geometry(points, affine)
+    _call(
         C.point_infonce_backward,
         features,
         points,
-        *described,
+        device,
+        stream,
+        threads,
+        features.data_ptr(),
+        features.shape,
+        features.stride(),
+        DTYPE_TAGS[features.dtype],
+        addresses,
+        strides,
+        counts,
+        scales,
+        temperature,
+        normalize,
         dots.data_ptr(),
         norms.data_ptr(),
-        (
-            grad.data_ptr(),
-            _library.written(made[0]) if wants_features else 0,
-            made[1].data_ptr() if wants_points else 0,
-            made[2].data_ptr() if wants_points else 0,
-        ),
+        grad.data_ptr(),
+        _library.written(made[0]) if wants_features else 0,
         made[0].stride() if wants_features else (0, 0, 0, 0),
+        made[1].data_ptr() if wants_points else 0,
+        made[2].data_ptr() if wants_points else 0,
         tuple(t.data_ptr() for t in memory) if memory else (0,) * 5,
     )
     return made

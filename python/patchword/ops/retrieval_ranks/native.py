@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from patchword import _library
@@ -37,21 +38,32 @@ def _from_embeddings(
     if rows == 0 or columns == 0:
         return ranks0.fill_(-1), ranks1.fill_(-1)
     truth = truth.contiguous()
-    _library.launch(
-        C.retrieval_ranks,
-        queries,
-        queries.data_ptr(),
-        gallery.data_ptr(),
-        truth.data_ptr(),
-        ranks0.data_ptr(),
-        ranks1.data_ptr() if both else 0,
-        (rows, columns, dim, truth.shape[1]),
-        queries.stride(),
-        gallery.stride(),
-        DTYPE_TAGS[queries.dtype],
-        ties,
-    )
-    return ranks0, ranks1
+    device, stream, threads = _library.runtime(queries)
+    scratch, size = None, 0
+    while True:
+        size = C.retrieval_ranks(
+            device,
+            stream,
+            threads,
+            queries.data_ptr(),
+            gallery.data_ptr(),
+            truth.data_ptr(),
+            ranks0.data_ptr(),
+            ranks1.data_ptr() if both else 0,
+            0 if scratch is None else _library.written(scratch),
+            size,
+            rows,
+            columns,
+            dim,
+            truth.shape[1],
+            queries.stride(),
+            gallery.stride(),
+            DTYPE_TAGS[queries.dtype],
+            ties,
+        )
+        if size == 0:
+            return ranks0, ranks1
+        scratch = torch.empty(size, dtype=torch.uint8, device=queries.device)
 
 
 def _fake_from_scores(scores: Tensor, truth: Tensor, ties: int) -> Tensor:
@@ -66,13 +78,17 @@ def _from_scores(scores: Tensor, truth: Tensor, ties: int) -> Tensor:
     if scores.stride(1) != 1:
         scores = scores.contiguous()
     truth = truth.contiguous()
-    _library.launch(
-        C.score_ranks,
-        scores,
+    device, stream, threads = _library.runtime(scores)
+    C.score_ranks(
+        device,
+        stream,
+        threads,
         scores.data_ptr(),
         truth.data_ptr(),
         ranks.data_ptr(),
-        (rows, columns, truth.shape[1]),
+        rows,
+        columns,
+        truth.shape[1],
         scores.stride(0),
         DTYPE_TAGS[scores.dtype],
         ties,
