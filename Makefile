@@ -34,9 +34,10 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports --no-cache
 
-# The tests run against the installed package, from outside the source tree's python/ folder.
+# The tests run against the installed package, from outside the source tree's python/ folder. One
+# thread for each worker: tests that are about threads ask for theirs.
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest tests -n $(JOBS) -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) -q
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run

@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run tests marked slow")
 
 
+@pytest.hookimpl(trylast=True)  # after the order has been shuffled
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = pytest.mark.skip(reason="slow: run with --runslow")
     no_gpu = pytest.mark.skip(reason="no NVIDIA GPU that torch can use")
@@ -49,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # By fixture, or by the parameter that makes a test ask for it.
         if "simt" in getattr(item, "fixturenames", ()) or "simt" in item.name:
             item.add_marker(pytest.mark.simt)
+    # The longest begin first, so that no worker is left alone with one at the end.
+    items.sort(key=lambda item: "long" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)

@@ -150,11 +150,13 @@ def address(tensor: Tensor | None) -> int:
 _HUGE_PAGES_FROM: int = 1 << 62 if C is None else C.huge_pages_from
 
 
-def written(tensor: Tensor) -> int:
-    """Address of dense memory that a CPU kernel is about to fill: a large one in huge pages.
+def written(tensor: Tensor | None) -> int:
+    """As :func:`address`, of dense memory that a CPU kernel is about to fill: in huge pages.
 
     A page of 4 KiB that is touched for the first time costs more than filling it does.
     """
+    if tensor is None:
+        return 0
     at = tensor.data_ptr()
     if tensor.nbytes >= _HUGE_PAGES_FROM and tensor.is_cpu:
         C.expect_writes(at, tensor.nbytes)

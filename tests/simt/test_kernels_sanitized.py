@@ -30,7 +30,7 @@ def _runtime(compiler: str, name: str) -> str:
 
 
 def _build(compiler: str, folder: Path) -> Path:
-    flags = ["-std=c++20", "-O1", "-g", "-fPIC", "-ffp-contract=fast", f"-I{ROOT}"]
+    flags = ["-std=c++20", "-Og", "-g1", "-fPIC", "-ffp-contract=fast", f"-I{ROOT}"]
     flags += ["-DPATCHWORD_SIMT_HOST=1", "-Wno-psabi", *SANITIZE]
     sources = [*sorted(ROOT.glob("kernels/*/*.cu")), ROOT / "kernels/common/simt_host.cpp"]
 
@@ -48,6 +48,7 @@ def _build(compiler: str, folder: Path) -> Path:
     return library
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_kernels_are_clean_under_sanitizers(compiler: str, tmp_path: Path) -> None:
     if _library.C is None:

@@ -169,7 +169,7 @@ def _run(
             _library.address(group_order),
             _library.address(group_offsets),
         ),
-        tuple([0 if result is None else _library.written(result) for result in results]),
+        tuple([_library.written(result) for result in results]),
         (
             DTYPE_TAGS[patches.dtype],
             DTYPE_TAGS[queries.dtype],
