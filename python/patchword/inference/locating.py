@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchword.data.folders import ImageItem, count_images, iter_items
+from patchword.data.folders import ImageItem
 from patchword.data.io import MAX_PIXELS, read_image
 from patchword.errors import OptionError
-from patchword.inference.html import Card, write_pages
+from patchword.inference.folder_run import run_folder
 from patchword.inference.interrupt import StopFlag
-from patchword.inference.journal import Journal, Record
-from patchword.inference.output import JOURNAL_FILE, open_output
+from patchword.inference.journal import Record
 from patchword.inference.progress import Progress, silent
-from patchword.inference.runner import FolderRun, run_items
+from patchword.inference.runner import FolderRun, Work
 from patchword.inference.writers import locate_summary, save_locate
 
 if TYPE_CHECKING:
@@ -95,11 +94,8 @@ def locate_folder(
         ConfigError: The result folder is in use for something else.
         OutputError: Results cannot be written.
     """
-    total = count_images(folder, exclude=output)
-    with (
-        open_output(output, settings, inputs=(folder,), overwrite=overwrite),
-        Journal(output / JOURNAL_FILE) as journal,
-    ):
+
+    def start() -> Work:
         phrases = localizer.encode_texts(texts)
 
         def work(item: ImageItem, pixels: NDArray[np.uint8]) -> dict[str, Any]:
@@ -111,32 +107,25 @@ def locate_folder(
             summary = locate_summary(result)
             return {"output": target, "size": summary["size"], "phrases": summary["phrases"]}
 
-        summary = run_items(
-            iter_items(folder, exclude=output),
-            load=lambda item: read_image(item.path, max_pixels=max_pixels),
-            work=work,
-            journal=journal,
-            num_workers=num_workers,
-            stop=stop,
-            progress=progress,
-            total=total,
-            on_record=on_record,
-        )
-        lead = f"{summary.done + summary.reused} pictures, {summary.failed} could not be read"
-        cards = _cards(journal.latest(summary.seen))
-        index = write_pages(output, "Phrases located", lead, cards)
-    return FolderRun(summary, output, index)
+        return work
+
+    return run_folder(
+        folder,
+        output,
+        load=lambda item: read_image(item.path, max_pixels=max_pixels),
+        start=start,
+        lines=_lines,
+        title="Phrases located",
+        noun="pictures",
+        settings=settings,
+        overwrite=overwrite,
+        num_workers=num_workers,
+        stop=stop,
+        progress=progress,
+        on_record=on_record,
+    )
 
 
-def _cards(records: Iterator[Record]) -> Iterator[Card]:
-    for record in records:
-        if record["status"] == "failed":
-            yield Card(record["key"], [record["error"]])
-            continue
-        best = sorted(record["phrases"], key=lambda phrase: -phrase["score"])[:5]
-        yield Card(
-            record["key"],
-            [f"{phrase['score']:.2f}  {phrase['text'][:60]}" for phrase in best],
-            image=f"{record['output']}/thumb.jpg",
-            link=f"{record['output']}/overlay.png",
-        )
+def _lines(record: Record) -> list[str]:
+    best = sorted(record["phrases"], key=lambda phrase: -phrase["score"])[:5]
+    return [f"{phrase['score']:.2f}  {phrase['text'][:60]}" for phrase in best]

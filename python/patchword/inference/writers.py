@@ -68,12 +68,9 @@ def save_match(
     written = {
         "mask0": write_image(out / "mask0.png", viz.heatmap_pixels(result.mask0)),
         "mask1": write_image(out / "mask1.png", viz.heatmap_pixels(result.mask1)),
-        **_write_overlay(out, viz.match_overlay(result, footer=_signed(footer)), thumbnail),
+        **write_overlay(out, viz.match_overlay(result, footer=sign(footer)), thumbnail),
     }
-    names = {name: path.name for name, path in written.items()}
-    record = {**(extra or {}), **match_summary(result), "files": names}
-    written["result"] = write_json(out / "result.json", record)
-    return written
+    return write_result(out, {**(extra or {}), **match_summary(result)}, written)
 
 
 def locate_summary(result: LocateResult) -> dict[str, Any]:
@@ -129,23 +126,48 @@ def save_locate(
         pixels = viz.heatmap_pixels(result.heatmaps[k])
         written[f"heatmap_{k}"] = write_image(path, pixels, palette=heat_palette)
     written["labels"] = _write_labels(out / "labels.png", result)
-    written |= _write_overlay(out, viz.locate_overlay(result, footer=_signed(footer)), thumbnail)
-    names = {name: path.name for name, path in written.items()}
-    record = {**(extra or {}), **locate_summary(result), "files": names}
-    written["result"] = write_json(out / "result.json", record)
-    return written
+    written |= write_overlay(out, viz.locate_overlay(result, footer=sign(footer)), thumbnail)
+    return write_result(out, {**(extra or {}), **locate_summary(result)}, written)
 
 
-def _signed(footer: str) -> str:
+def sign(footer: str) -> str:
+    """Give the small line under an overlay: the caller's words, then patchword's version."""
     return ", ".join(filter(None, (footer, f"patchword {__version__}")))
 
 
-def _write_overlay(out: Path, picture: NDArray[np.uint8], thumbnail: bool) -> dict[str, Path]:
+def write_overlay(out: Path, picture: NDArray[np.uint8], thumbnail: bool) -> dict[str, Path]:
+    """Write ``overlay.png`` and, if asked for, ``thumb.jpg``: the same made small for a page.
+
+    Returns:
+        Paths by ``overlay`` and ``thumb``.
+
+    Raises:
+        OutputError: Something cannot be written.
+    """
     written = {"overlay": write_image(out / "overlay.png", picture)}
     if thumbnail:
         small = resize_image(picture, fit(picture.shape[:2], _THUMBNAIL_BOX))
         written["thumb"] = write_image(out / "thumb.jpg", small)
     return written
+
+
+def write_result(out: Path, record: Mapping[str, Any], written: dict[str, Path]) -> dict[str, Path]:
+    """Write ``result.json``, after the other files: where it is, they are.
+
+    Args:
+        out: The folder of them all.
+        record: JSON-ready fields.
+        written: Paths of the other files; their names become the field ``files``.
+
+    Returns:
+        ``written`` and the path by ``result``.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    names = {name: path.name for name, path in written.items()}
+    path = write_json(out / "result.json", {**record, "files": names})
+    return {**written, "result": path}
 
 
 def _write_labels(path: Path, result: LocateResult) -> Path:

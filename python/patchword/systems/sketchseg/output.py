@@ -4,32 +4,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patchword import __version__, viz
-from patchword.data.folders import IMAGE_SUFFIXES, ImageItem, count_images, iter_items
+from patchword import viz
+from patchword.data.folders import IMAGE_SUFFIXES, ImageItem
 from patchword.data.sketches import VECTOR_SUFFIXES
-from patchword.inference.atomic import write_bytes, write_image, write_json
-from patchword.inference.html import Card, write_pages
+from patchword.inference.atomic import write_bytes, write_image
+from patchword.inference.folder_run import run_folder
 from patchword.inference.interrupt import StopFlag
-from patchword.inference.journal import Journal, Record
+from patchword.inference.journal import Record
 from patchword.inference.naming import slug
-from patchword.inference.output import JOURNAL_FILE, open_output
 from patchword.inference.progress import Progress, silent
-from patchword.inference.runner import FolderRun, run_items
+from patchword.inference.runner import FolderRun, Work
+from patchword.inference.writers import sign, write_overlay, write_result
 from patchword.structures import ImageArray
 from patchword.systems.sketchseg.inference import SketchResult, SketchSegmenter
-from patchword.viz.canvas import fit
-from patchword.viz.masks import resize_image
 from patchword.viz.sketches import color_ink, isolated_sheet, sketch_overlay
 
 SCHEMA_VERSION = 1
 SUFFIXES = IMAGE_SUFFIXES | VECTOR_SUFFIXES
-_THUMBNAIL_BOX = (300, 420)
 _MAX_PALETTE = 254
 
 
@@ -91,15 +88,14 @@ def save_sketch(
         OutputError: Something cannot be written.
     """
     out = Path(folder)
-    signed = ", ".join(filter(None, (footer, f"patchword {__version__}")))
-    overlay = sketch_overlay(result.labels, result.ink, result.texts, footer=signed)
+    overlay = sketch_overlay(result.labels, result.ink, result.texts, footer=sign(footer))
     coloured = color_ink(result.labels, result.ink, result.texts)
     maps = io.BytesIO()
     np.save(maps, result.maps)
     written = {
         "labels": _write_labels(out / "labels.png", result),
         "coloured": write_image(out / "coloured.png", coloured),
-        "overlay": write_image(out / "overlay.png", overlay),
+        **write_overlay(out, overlay, thumbnail),
         "maps": write_bytes(out / "maps.npy", maps.getvalue()),
     }
     colors = viz.phrase_colors(result.texts)
@@ -107,13 +103,7 @@ def save_sketch(
         sheet = isolated_sheet(result.category_scores(k), result.ink, text, colors[k], isolate)
         path = out / f"isolated_{k:02d}_{slug(text)}.png"
         written[f"isolated_{k}"] = write_image(path, sheet)
-    if thumbnail:
-        small = resize_image(overlay, fit((overlay.shape[0], overlay.shape[1]), _THUMBNAIL_BOX))
-        written["thumb"] = write_image(out / "thumb.jpg", small)
-    names = {name: path.name for name, path in written.items()}
-    record = {**(extra or {}), **sketch_summary(result), "files": names}
-    written["result"] = write_json(out / "result.json", record)
-    return written
+    return write_result(out, {**(extra or {}), **sketch_summary(result)}, written)
 
 
 def _write_labels(path: Path, result: SketchResult) -> Path:
@@ -166,11 +156,8 @@ def segment_folder(
         ConfigError: The result folder is in use for something else.
         OutputError: Results cannot be written.
     """
-    total = count_images(folder, exclude=output, suffixes=SUFFIXES)
-    with (
-        open_output(output, settings, inputs=(folder,), overwrite=overwrite),
-        Journal(output / JOURNAL_FILE) as journal,
-    ):
+
+    def start() -> Work:
         categories = segmenter.encode_texts(texts)
 
         def work(item: ImageItem, pixels: ImageArray) -> dict[str, Any]:
@@ -187,33 +174,26 @@ def segment_folder(
             summary = sketch_summary(result)
             return {"output": target, **{k: summary[k] for k in ("size", "ink", "categories")}}
 
-        summary = run_items(
-            iter_items(folder, exclude=output, suffixes=SUFFIXES),
-            load=lambda item: read(item.path),
-            work=work,
-            journal=journal,
-            num_workers=num_workers,
-            stop=stop,
-            progress=progress,
-            total=total,
-            on_record=on_record,
-        )
-        lead = f"{summary.done + summary.reused} sketches, {summary.failed} could not be read"
-        index = write_pages(
-            output, "Sketches segmented", lead, _cards(journal.latest(summary.seen))
-        )
-    return FolderRun(summary, output, index)
+        return work
+
+    return run_folder(
+        folder,
+        output,
+        load=lambda item: read(item.path),
+        start=start,
+        lines=_lines,
+        title="Sketches segmented",
+        noun="sketches",
+        settings=settings,
+        suffixes=SUFFIXES,
+        overwrite=overwrite,
+        num_workers=num_workers,
+        stop=stop,
+        progress=progress,
+        on_record=on_record,
+    )
 
 
-def _cards(records: Iterator[Record]) -> Iterator[Card]:
-    for record in records:
-        if record["status"] == "failed":
-            yield Card(record["key"], [record["error"]])
-            continue
-        best = sorted(record["categories"], key=lambda one: -one["share"])[:5]
-        yield Card(
-            record["key"],
-            [f"{100 * one['share']:.0f} %  {one['text'][:60]}" for one in best],
-            image=f"{record['output']}/thumb.jpg",
-            link=f"{record['output']}/overlay.png",
-        )
+def _lines(record: Record) -> list[str]:
+    best = sorted(record["categories"], key=lambda one: -one["share"])[:5]
+    return [f"{100 * one['share']:.0f} %  {one['text'][:60]}" for one in best]
