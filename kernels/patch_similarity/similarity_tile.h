@@ -3,6 +3,7 @@
 // level units only.
 #pragma once
 
+#include "kernels/common/dot_product.h"
 #include "kernels/common/gemm_tile.h"
 #include "kernels/common/transpose.h"
 
@@ -32,34 +33,6 @@ struct Panels {
         taller(count > 0 ? rows % count : 0) {}
   PW_INLINE int64_t start(int64_t p) const { return p * height + (p < taller ? p : taller); }
   PW_INLINE int rows(int64_t p) const { return static_cast<int>(height + (p < taller ? 1 : 0)); }
-};
-
-PW_INLINE VecF low_halves(VecF pairs) { return bit_cast<VecF>(bit_cast<VecU>(pairs) << 16); }
-PW_INLINE VecF high_halves(VecF pairs) {
-  return bit_cast<VecF>(bit_cast<VecU>(pairs) & 0xffff0000u);
-}
-
-// One step of a dot product along the depth.
-struct FloatProduct {
-  static PW_INLINE VecF broadcast(const float* a) { return splat(*a); }
-  static PW_INLINE VecF step(VecF a, VecF b, VecF sum) { return fma(a, b, sum); }
-};
-struct PairProduct {
-  // Through integers: the bits of a pair are no float.
-  static PW_INLINE VecF broadcast(const float* a) {
-    int32_t word;
-    __builtin_memcpy(&word, a, sizeof(word));
-    return bit_cast<VecF>(splat_int(word));
-  }
-  static PW_INLINE VecF step(VecF a, VecF b, VecF sum) {
-#if defined(__AVX512BF16__) && PW_VECTOR_BYTES == 64
-    return bit_cast<VecF>(
-        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
-#else
-    sum = fma(low_halves(a), low_halves(b), sum);
-    return fma(high_halves(a), high_halves(b), sum);
-#endif
-  }
 };
 
 // The words of a bfloat16 row: pairs of elements as they lie in memory.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from colour_backbone import Colours
 from PIL import Image
 from torch import Tensor
 
@@ -24,21 +25,6 @@ from patchword.systems.segswap import (
     retrieval,
 )
 from patchword.systems.segswap.frames import Frame, plan_frame, to_input
-
-
-class Colours:
-    """Describes a patch by its mean colour and its place's parity: a backbone in microseconds."""
-
-    name = "efficientnet-lite0"
-    stride = 16
-    multiple = 16
-    fill = 0.5
-    device = torch.device("cpu")
-
-    def describe(self, pixels: Tensor) -> Tensor:
-        means = F.avg_pool2d(pixels, 16, ceil_mode=True)
-        wide = torch.cat([means * (k + 1) % 1.0 + 0.01 for k in range(102)], dim=1)
-        return F.normalize(wide[:, :304], dim=1)
 
 
 @pytest.fixture(scope="module")

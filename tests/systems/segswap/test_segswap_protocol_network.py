@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from colour_backbone import Colours
 from PIL import Image
-from torch import Tensor
 
 from patchword.cli.main import main
 from patchword.errors import OptionError
@@ -21,24 +20,10 @@ from patchword.systems.segswap.checkpoint import load_backbone, save_network
 from patchword.systems.segswap.protocols.network import NetworkScorer
 
 
-class MeanColours:
-    """Describes a patch by its mean colour: a backbone in microseconds."""
-
-    name = "efficientnet-lite0"
-    stride = multiple = 16
-    fill = 0.5
-    device = torch.device("cpu")
-
-    def describe(self, pixels: Tensor) -> Tensor:
-        means = F.avg_pool2d(pixels, 16, ceil_mode=True)
-        wide = torch.cat([means * (k + 1) % 1.0 + 0.01 for k in range(102)], dim=1)
-        return F.normalize(wide[:, :304], dim=1)
-
-
 @pytest.fixture(scope="module")
 def network() -> SegSwapNetwork:
     torch.manual_seed(5)
-    return SegSwapNetwork(make_config("tiny", "efficientnet-lite0"), MeanColours()).eval()
+    return SegSwapNetwork(make_config("tiny", "efficientnet-lite0"), Colours()).eval()
 
 
 def noise(height: int, width: int, seed: int) -> Any:
@@ -67,7 +52,7 @@ def test_scores_are_those_of_the_system(network: SegSwapNetwork) -> None:
 
 
 def test_fingerprint_follows_the_weights(network: SegSwapNetwork) -> None:
-    other = SegSwapNetwork(network.config, MeanColours())
+    other = SegSwapNetwork(network.config, Colours())
     other.load_state_dict(network.state_dict())
     assert NetworkScorer(network).fingerprint() == NetworkScorer(other).fingerprint()
     with torch.no_grad():

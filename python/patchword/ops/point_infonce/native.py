@@ -91,9 +91,7 @@ def _forward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     points = _read_points(query_images, query_points, key_images, key_points)
-    losses, dots, norms = _fake_forward(
-        features, query_images, query_points, key_images, key_points, affine, 0.0, False
-    )
+    losses, dots, norms = _fake_forward(features, query_images, query_points, key_images)
     if losses.numel() == 0:
         return losses, dots, norms
     _launch(
@@ -113,10 +111,7 @@ def _fake_forward(
     query_images: Tensor,
     query_points: Tensor,
     key_images: Tensor,
-    key_points: Tensor,
-    affine: Affine | list[float],
-    temperature: float,
-    normalize: bool,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, keys = key_images.shape
     return (
@@ -206,21 +201,8 @@ def _backward(
     return made
 
 
-def _fake_backward(
-    grad: Tensor,
-    features: Tensor,
-    query_images: Tensor,
-    query_points: Tensor,
-    key_images: Tensor,
-    key_points: Tensor,
-    dots: Tensor,
-    norms: Tensor,
-    affine: Affine | list[float],
-    temperature: float,
-    normalize: bool,
-    wants_features: bool,
-    wants_points: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, query_points, _, key_points, *_, wants_features, wants_points = rest
     return _empty_gradients(features, query_points, key_points, wants_features, wants_points)
 
 
