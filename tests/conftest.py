@@ -37,19 +37,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run tests marked slow")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Not with the order of the tests, which is settled when -m has chosen among them.
+    if "slow" in item.keywords and not item.config.getoption("--runslow"):
+        item.add_marker(pytest.mark.skip(reason="slow: run with --runslow"))
+    if "cuda" in item.keywords and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU that torch can use"))
+    # By fixture, or by the parameter that makes a test ask for it.
+    if "simt" in getattr(item, "fixturenames", ()) or "simt" in item.name:
+        item.add_marker(pytest.mark.simt)
+
+
 @pytest.hookimpl(trylast=True)  # after the order has been shuffled
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    slow = pytest.mark.skip(reason="slow: run with --runslow")
-    no_gpu = pytest.mark.skip(reason="no NVIDIA GPU that torch can use")
-    gpu = torch.cuda.is_available()
-    for item in items:
-        if "slow" in item.keywords and not config.getoption("--runslow"):
-            item.add_marker(slow)
-        if "cuda" in item.keywords and not gpu:
-            item.add_marker(no_gpu)
-        # By fixture, or by the parameter that makes a test ask for it.
-        if "simt" in getattr(item, "fixturenames", ()) or "simt" in item.name:
-            item.add_marker(pytest.mark.simt)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest begin first, so that no worker is left alone with one at the end.
     items.sort(key=lambda item: "long" not in item.keywords)
 
