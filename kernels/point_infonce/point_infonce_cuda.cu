@@ -7,6 +7,7 @@
 #include "kernels/point_infonce/infonce_point.h"
 #include "kernels/point_infonce/infonce_row.h"
 #include "kernels/point_infonce/point_infonce.h"
+#include "kernels/sample_features/cell_points.cuh"
 
 namespace patchword {
 namespace {
@@ -204,37 +205,6 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) infonce_cells(const PointInfonceCellsP
   q.cells[i] = (image * p.height + taps.y.cell[0]) * p.width + taps.x.cell[0];
 }
 
-// What the points that begin at cell `base` give to cell (y, x), added in order.
-PW_DEVICE void add_segment(const PointInfonceBackwardParams& q, int64_t base, int32_t y, int32_t x,
-                           float (&sum)[kBackwardValues]) {
-  const int lane = static_cast<int>(simt::lane_id());
-  const int64_t points = 1 + q.forward.keys;
-  const int64_t end = q.starts[base + 1];
-  for (int64_t i = q.starts[base]; i < end; i += 32) {
-    const int count = static_cast<int>(simt::min<int64_t>(32, end - i));
-    int64_t point = 0;
-    float weight = 0.0f;
-    if (lane < count) {
-      point = q.order[i + lane];
-      const PointTaps taps = taps_of(q.forward, point / points, point % points);
-      float along_x = 0.0f, along_y = 0.0f;
-      PW_UNROLL
-      for (int k = 0; k < 2; ++k) {
-        if (taps.x.cell[k] == x) along_x += taps.x.weight[k];
-        if (taps.y.cell[k] == y) along_y += taps.y.weight[k];
-      }
-      weight = along_x * along_y;
-    }
-    for (int j = 0; j < count; ++j) {
-      const float w = simt::shuffle(weight, j);
-      const float* vector = q.vectors + simt::shuffle(point, j) * kInfonceCudaBlock + lane;
-      if (w == 0.0f) continue;
-      PW_UNROLL
-      for (int v = 0; v < kBackwardValues; ++v) sum[v] = fmaf(w, vector[32 * v], sum[v]);
-    }
-  }
-}
-
 // A block owns kTile cells and kInfonceCudaBlock channels from c0 on. The sums go through shared
 // memory, so that they are written along whatever is contiguous in the map.
 template <class T>
@@ -251,12 +221,14 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
     const int32_t x = static_cast<int32_t>(cell % p.width);
     const int32_t y = static_cast<int32_t>(cell / p.width % p.height);
     float sum[kBackwardValues] = {};
-    // Points that begin at the cell, left of it, above it, above left.
-    for (int corner = 0; corner < 4; ++corner) {
-      const int32_t up = corner / 2, left = corner % 2;
-      if (y < up || x < left) continue;
-      add_segment(q, cell - up * p.width - left, y, x, sum);
-    }
+    const auto read = [&](int64_t point) {
+      return taps_of(p, point / (1 + p.keys), point % (1 + p.keys));
+    };
+    visit_points_at(q.order, q.starts, cell, p.width, y, x, read, [&](float w, int64_t point) {
+      const float* vector = q.vectors + point * kInfonceCudaBlock + lane;
+      PW_UNROLL
+      for (int v = 0; v < kBackwardValues; ++v) sum[v] = fmaf(w, vector[32 * v], sum[v]);
+    });
     PW_UNROLL
     for (int v = 0; v < kBackwardValues; ++v) tile[n * kPitch + 32 * v + lane] = sum[v];
   }

@@ -4,6 +4,7 @@
 
 #include "kernels/common/half.h"
 #include "kernels/common/simt.cuh"
+#include "kernels/sample_features/cell_points.cuh"
 #include "kernels/sample_features/sample_features.h"
 #include "kernels/sample_features/sample_point.h"
 
@@ -175,8 +176,7 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads) number_cells(const SampleFeaturesCells
   q.cells[i] = (b * p.height + taps.y.cell[0]) * p.width + taps.x.cell[0];
 }
 
-// A warp owns 32 * kPerLane channels of one cell and adds, in a fixed order, what the points of
-// the four cells around give it: those that begin at the cell, left of it, above it, above left.
+// A warp owns 32 * kPerLane channels of one cell and adds, in a fixed order, what points give it.
 template <class T>
 PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
     gather_gradient(const SampleFeaturesBackwardParams q, int64_t chunks) {
@@ -191,37 +191,15 @@ PW_KERNEL void PW_LAUNCH_BOUNDS(kThreads)
   const int32_t x = static_cast<int32_t>(cell % p.width);
   const T* grad = static_cast<const T*>(q.grad_out);
   float sum[kPerLane] = {};
-  for (int corner = 0; corner < 4; ++corner) {
-    const int32_t up = corner / 2, left = corner % 2;
-    if (y < up || x < left) continue;
-    const int64_t base = cell - up * p.width - left;
-    const int64_t end = q.starts[base + 1];
-    for (int64_t i = q.starts[base]; i < end; i += 32) {
-      const int count = static_cast<int>(simt::min<int64_t>(32, end - i));
-      int64_t index = 0;
-      float weight = 0.0f;
-      if (lane < count) {
-        index = q.order[i + lane];
-        const PointTaps taps = point_taps(p, b, index - b * p.num_points);
-        float along_x = 0.0f, along_y = 0.0f;
-        for (int k = 0; k < 2; ++k) {
-          if (taps.x.cell[k] == x) along_x += taps.x.weight[k];
-          if (taps.y.cell[k] == y) along_y += taps.y.weight[k];
-        }
-        weight = along_x * along_y;
-      }
-      for (int j = 0; j < count; ++j) {
-        const float w = simt::shuffle(weight, j);
-        const T* row = grad + simt::shuffle(index, j) * p.channels;
-        if (w == 0.0f) continue;
-        PW_UNROLL
-        for (int k = 0; k < kPerLane; ++k) {
-          const int64_t c = c0 + 32 * k + lane;
-          if (c < p.channels) sum[k] = fmaf(w, to_float(row[c]), sum[k]);
-        }
-      }
+  const auto taps_of = [&](int64_t index) { return point_taps(p, b, index - b * p.num_points); };
+  visit_points_at(q.order, q.starts, cell, p.width, y, x, taps_of, [&](float w, int64_t index) {
+    const T* row = grad + index * p.channels;
+    PW_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      const int64_t c = c0 + 32 * k + lane;
+      if (c < p.channels) sum[k] = fmaf(w, to_float(row[c]), sum[k]);
     }
-  }
+  });
   T* target = static_cast<T*>(q.grad_features) + b * q.grad_stride[0] + y * q.grad_stride[2] +
               x * q.grad_stride[3];
   PW_UNROLL
