@@ -10,7 +10,7 @@ namespace patchword {
 struct WeldonPoolParams {
   const void* maps;  // [B, C, h, w], any strides, dtype `dtype`; at least one cell
   void* out;         // [B, C], contiguous, dtype `dtype`; not used by the backward
-  // [B, C, 2]: order keys (order_keys.h) of the last value that counts as large, and as small.
+  // [B, C, 2]: order keys (sorted_lists.h) of the last value that counts as large, and as small.
   // Forward: written, or null. Backward: read.
   int32_t* thresholds;
   void* workspace;  // CPU forward: the bytes that the workspace function asks for

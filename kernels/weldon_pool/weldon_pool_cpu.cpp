@@ -207,46 +207,119 @@ struct Selection {
   }
 };
 
+// Gradients of maps [first, first + count), side by side in lanes.
+template <typename Element>
+void spread_lanes(const WeldonPoolBackwardParams& q, int64_t first, int count) {
+  typedef typename Element::Storage T;
+  const WeldonPoolParams& p = q.forward;
+  const int64_t cells = p.height * p.width;
+  const MapLanes<Element, const T> maps(static_cast<const T*>(p.maps), p.maps_stride, p.channels,
+                                        p.height, p.width, first, count);
+  const MapLanes<Element, T> grads(static_cast<T*>(q.grad_maps), q.grad_stride, p.channels,
+                                   p.height, p.width, first, count);
+  Selection top{VecI{}, splat_int(static_cast<int32_t>(p.top_count)), VecI{}};
+  Selection bottom{VecI{}, splat_int(static_cast<int32_t>(p.bottom_count)), splat_int(-1)};
+  for (int i = 0; i < count; ++i) {
+    top.threshold[i] = p.thresholds[2 * (first + i)];
+    bottom.threshold[i] = p.thresholds[2 * (first + i) + 1];
+  }
+  VecI keys[kList];
+  for (int64_t at = 0; at < cells; at += kChunk) {
+    const int n = cells - at < kChunk ? static_cast<int>(cells - at) : kChunk;
+    read_keys(maps, at, n, keys);
+    for (int j = 0; j < n; ++j) {
+      top.missing += top.beyond(keys[j]);
+      bottom.missing += bottom.beyond(keys[j]);
+    }
+  }
+  const VecF grad = load_tail<Element>(static_cast<const T*>(q.grad_out) + first, count);
+  const VecF large = grad / p.top_divisor, small = grad / p.bottom_divisor;
+  VecF values[kChunk] = {};
+  for (int64_t at = 0; at < cells; at += kChunk) {
+    const int n = cells - at < kChunk ? static_cast<int>(cells - at) : kChunk;
+    read_keys(maps, at, n, keys);
+    for (int j = 0; j < n; ++j) {
+      values[j] = select(top.take(keys[j]), large, VecF{});
+      if (p.bottom_count > 0) values[j] += select(bottom.take(keys[j]), small, VecF{});
+    }
+    grads.write(at, n, values);
+  }
+}
+
+// body(first cell, cells, keys, which of them are cells) for a map whose cells lie in a row.
+template <typename Element, typename Body>
+PW_INLINE void each_vector(const typename Element::Storage* map, int64_t cells, Body&& body) {
+  int64_t c = 0;
+  for (; c + kLanes <= cells; c += kLanes) {
+    body(c, kLanes, order_keys(Element::load(map + c)), splat_int(-1));
+  }
+  if (c == cells) return;
+  const int n = static_cast<int>(cells - c);
+  body(c, n, order_keys(load_tail<Element>(map + c, n)), lane_numbers() < splat_int(n));
+}
+
+// The gradient of a map whose cells lie in a row, its own as well: cells in lanes, so that nothing
+// is transposed. False, with nothing written, where more cells equal a threshold than count: which
+// of them do depends on their order.
+template <typename Element>
+bool spread_row(const WeldonPoolParams& p, int64_t row, const typename Element::Storage* map,
+                float grad, typename Element::Storage* to) {
+  const int64_t cells = p.height * p.width;
+  const VecI top = splat_int(p.thresholds[2 * row]), bottom = splat_int(p.thresholds[2 * row + 1]);
+  VecI above{}, below{};  // with those that are equal
+  each_vector<Element>(map, cells,
+                       [&](int64_t, int, VecI key, VecI real) __attribute__((always_inline)) {
+                         above -= (key >= top) & real;
+                         below -= (key <= bottom) & real;
+                       });
+  int64_t large_cells = 0, small_cells = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    large_cells += above[i];
+    small_cells += below[i];
+  }
+  const bool both = p.bottom_count > 0;
+  if (large_cells != p.top_count || (both && small_cells != p.bottom_count)) return false;
+  const VecF large = splat(grad / p.top_divisor);
+  const VecF small = splat(both ? grad / p.bottom_divisor : 0.0f);
+  each_vector<Element>(map, cells,
+                       [&](int64_t c, int n, VecI key, VecI) __attribute__((always_inline)) {
+                         VecF value = select(key >= top, large, VecF{});
+                         if (both) value += select(key <= bottom, small, VecF{});
+                         if (n == kLanes) {
+                           Element::store(to + c, value);
+                         } else {
+                           store_tail<Element>(to + c, value, n);
+                         }
+                       });
+  return true;
+}
+
+bool in_a_row(const WeldonPoolParams& p, const int64_t (&stride)[4]) {
+  return (p.width == 1 || stride[3] == 1) && (p.height == 1 || stride[2] == p.width);
+}
+
 template <typename Element>
 void spread(const WeldonPoolBackwardParams& q, int threads) {
   typedef typename Element::Storage T;
   const WeldonPoolParams& p = q.forward;
   const int64_t rows = p.batch * p.channels, cells = p.height * p.width;
   const int used = useful_threads(threads, rows, static_cast<double>(rows) * cells);
+  const bool by_rows = in_a_row(p, p.maps_stride) && in_a_row(p, q.grad_stride);
+  const T* const grad_out = static_cast<const T*>(q.grad_out);
   parallel_for(used, (rows + kLanes - 1) / kLanes, [&](int64_t begin, int64_t end, int) {
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t first = group * kLanes;
+    for (int64_t first = begin * kLanes; first < end * kLanes && first < rows; first += kLanes) {
       const int count = rows - first < kLanes ? static_cast<int>(rows - first) : kLanes;
-      const MapLanes<Element, const T> maps(static_cast<const T*>(p.maps), p.maps_stride,
-                                            p.channels, p.height, p.width, first, count);
-      const MapLanes<Element, T> grads(static_cast<T*>(q.grad_maps), q.grad_stride, p.channels,
-                                       p.height, p.width, first, count);
-      Selection top{VecI{}, splat_int(static_cast<int32_t>(p.top_count)), VecI{}};
-      Selection bottom{VecI{}, splat_int(static_cast<int32_t>(p.bottom_count)), splat_int(-1)};
-      for (int i = 0; i < count; ++i) {
-        top.threshold[i] = p.thresholds[2 * (first + i)];
-        bottom.threshold[i] = p.thresholds[2 * (first + i) + 1];
+      if (!by_rows) {
+        spread_lanes<Element>(q, first, count);
+        continue;
       }
-      VecI keys[kList];
-      for (int64_t at = 0; at < cells; at += kChunk) {
-        const int n = cells - at < kChunk ? static_cast<int>(cells - at) : kChunk;
-        read_keys(maps, at, n, keys);
-        for (int j = 0; j < n; ++j) {
-          top.missing += top.beyond(keys[j]);
-          bottom.missing += bottom.beyond(keys[j]);
+      for (int64_t row = first; row < first + count; ++row) {
+        const int64_t b = row / p.channels, c = row % p.channels;
+        const T* map = static_cast<const T*>(p.maps) + b * p.maps_stride[0] + c * p.maps_stride[1];
+        T* to = static_cast<T*>(q.grad_maps) + b * q.grad_stride[0] + c * q.grad_stride[1];
+        if (!spread_row<Element>(p, row, map, load_scalar<Element>(grad_out + row), to)) {
+          spread_lanes<Element>(q, row, 1);
         }
-      }
-      const VecF grad = load_tail<Element>(static_cast<const T*>(q.grad_out) + first, count);
-      const VecF large = grad / p.top_divisor, small = grad / p.bottom_divisor;
-      VecF values[kChunk] = {};
-      for (int64_t at = 0; at < cells; at += kChunk) {
-        const int n = cells - at < kChunk ? static_cast<int>(cells - at) : kChunk;
-        read_keys(maps, at, n, keys);
-        for (int j = 0; j < n; ++j) {
-          values[j] = select(top.take(keys[j]), large, VecF{});
-          if (p.bottom_count > 0) values[j] += select(bottom.take(keys[j]), small, VecF{});
-        }
-        grads.write(at, n, values);
       }
     }
   });
