@@ -254,17 +254,15 @@ bool worth_packing(const SruParams& p) {
   return p.batch * p.units >= int64_t{4} * 2048 * simt::multiprocessor_count();
 }
 
-dim3 blocks_for(int64_t tasks) {
-  return dim3(static_cast<unsigned>(simt::ceil_div<int64_t>(tasks, kThreads)));
-}
-
 template <class T>
 simt::Status forward_as(const SruParams& p, void* stream) {
   const int64_t chains = p.batch * p.units;
   if (worth_packing(p) && packs(p, nullptr, nullptr, 4, sizeof(T))) {
-    return PW_LAUNCH((run_forward<T, 4>), blocks_for(chains / 4), dim3(kThreads), 0, stream, p);
+    return PW_LAUNCH((run_forward<T, 4>), simt::blocks_for(chains / 4, kThreads), dim3(kThreads), 0,
+                     stream, p);
   }
-  return PW_LAUNCH((run_forward<T, 1>), blocks_for(chains), dim3(kThreads), 0, stream, p);
+  return PW_LAUNCH((run_forward<T, 1>), simt::blocks_for(chains, kThreads), dim3(kThreads), 0,
+                   stream, p);
 }
 
 template <class T>
@@ -273,46 +271,34 @@ simt::Status backward_as(const SruBackwardParams& q, void* stream) {
   const int64_t chains = p.batch * p.units;
   simt::Status status;
   if (worth_packing(p) && packs(p, q.grad_gates, q.grad_stride, 4, sizeof(T))) {
-    status = PW_LAUNCH((run_backward<T, 4>), blocks_for(chains / 4), dim3(kThreads), 0, stream, q);
+    status = PW_LAUNCH((run_backward<T, 4>), simt::blocks_for(chains / 4, kThreads), dim3(kThreads),
+                       0, stream, q);
   } else {
-    status = PW_LAUNCH((run_backward<T, 1>), blocks_for(chains), dim3(kThreads), 0, stream, q);
+    status = PW_LAUNCH((run_backward<T, 1>), simt::blocks_for(chains, kThreads), dim3(kThreads), 0,
+                       stream, q);
   }
   if (!status.ok()) return status;
-  return PW_LAUNCH((add_samples), blocks_for(4 * p.units), dim3(kThreads), 0, stream, q);
-}
-
-int unsupported_dtype(char* message, size_t length) {
-  snprintf(message, length, "sru: gates must be float32, float16 or bfloat16");
-  return static_cast<int>(StatusCode::kUnsupported);
+  return PW_LAUNCH((add_samples), simt::blocks_for(4 * p.units, kThreads), dim3(kThreads), 0,
+                   stream, q);
 }
 
 }  // namespace
 }  // namespace patchword
 
-using patchword::BFloat16;
-using patchword::DType;
-using patchword::Half;
-
 PW_EXPORT int pw_cuda_sru(const patchword::SruParams* p, void* stream, char* message,
                           size_t length) {
+  using namespace patchword;
   if (p->batch == 0 || p->units == 0) return 0;
-  switch (p->dtype) {
-    case DType::kFloat32: return patchword::forward_as<float>(*p, stream).report(message, length);
-    case DType::kFloat16: return patchword::forward_as<Half>(*p, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::forward_as<BFloat16>(*p, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  return simt::report_for_dtype(p->dtype, "sru: gates", message, length, [&](auto type) {
+    return forward_as<typename decltype(type)::type>(*p, stream);
+  });
 }
 
 PW_EXPORT int pw_cuda_sru_backward(const patchword::SruBackwardParams* q, void* stream,
                                    char* message, size_t length) {
+  using namespace patchword;
   if (q->forward.batch == 0 || q->forward.units == 0) return 0;
-  switch (q->forward.dtype) {
-    case DType::kFloat32: return patchword::backward_as<float>(*q, stream).report(message, length);
-    case DType::kFloat16: return patchword::backward_as<Half>(*q, stream).report(message, length);
-    case DType::kBFloat16:
-      return patchword::backward_as<BFloat16>(*q, stream).report(message, length);
-    default: return patchword::unsupported_dtype(message, length);
-  }
+  return simt::report_for_dtype(q->forward.dtype, "sru: gates", message, length, [&](auto type) {
+    return backward_as<typename decltype(type)::type>(*q, stream);
+  });
 }
