@@ -61,42 +61,89 @@ struct Image {
   }
 };
 
-// Weights of kLanes pixels from the colours in rows[0]. Deviations are taken from the centre: of
-// the 9 values per dilation one is the centre, so at most a ninth of the squares can cancel.
+// What a distance of one colour is multiplied by, from the deviation around kLanes pixels. Steps
+// are taken from the centre: of the 9 values per dilation one is the centre, so at most a ninth of
+// the squares can cancel.
+PW_INLINE VecF colour_scale(const Image& image, const float* plane, VecF middle,
+                            const int64_t (&offset)[kMostNeighbours]) {
+  const float count = 9.0f * static_cast<float>(image.p.dilation_count);
+  VecF sum[2] = {}, squares[2] = {};  // two chains: the neighbours are even in number
+  for (int n = 0; n < image.plan.neighbours; n += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const VecF step = load(plane + offset[n + i]) - middle;
+      sum[i] += step;
+      squares[i] = fma(step, step, squares[i]);
+    }
+  }
+  const VecF total = sum[0] + sum[1];
+  VecF variance = (squares[0] + squares[1] - total * total * (1.0f / count)) / (count - 1.0f);
+  variance = select(variance < VecF{}, VecF{}, variance);  // NaN stays
+  VecF sigma;
+  for (int i = 0; i < kLanes; ++i) sigma[i] = __builtin_sqrtf(variance[i]);
+  return splat(-kLog2E / static_cast<float>(image.p.colours)) /
+         (kPamrSpread * sigma + kPamrEpsilon);
+}
+
+// Adds the distances of kColours colours, whose planes begin at `plane`, to those in `weights`, or
+// writes them there, and returns the largest.
+template <int kColours>
+PW_INLINE VecF add_distances(const Image& image, const float* plane, int64_t centre,
+                             const int64_t (&offset)[kMostNeighbours], bool first, float* weights) {
+  const int64_t pitch = image.plan.pitch;
+  VecF middle[kColours], scale[kColours];
+#pragma GCC unroll 3
+  for (int k = 0; k < kColours; ++k) {
+    middle[k] = load(plane + k * pitch + centre);
+    scale[k] = colour_scale(image, plane + k * pitch, middle[k], offset);
+  }
+  VecF best = splat(-__builtin_inff());
+  for (int n = 0; n < image.plan.neighbours; ++n) {
+    VecF sum = first ? VecF{} : load(weights + n * kLanes);
+#pragma GCC unroll 3
+    for (int k = 0; k < kColours; ++k) {
+      sum = fma(abs(load(plane + k * pitch + offset[n]) - middle[k]), scale[k], sum);
+    }
+    store(weights + n * kLanes, sum);
+    best = max(sum, best);
+  }
+  return best;
+}
+
+// 2^x for x <= 0, relative error below 2e-7 down to -126, where it stays. NaN stays NaN: it is the
+// second operand of max, and nothing is added to its bits.
+PW_INLINE VecF power_of_two(VecF x) {
+  const VecF limited = max(splat(-126.0f), x);
+  const VecF magic = splat(12582912.0f + 127.0f);  // rounds, and biases the exponent
+  const VecF shifted = limited + magic;
+  const VecF r = limited - (shifted - magic);
+  VecF p = splat(1.5403530e-4f);
+  p = fma(p, r, splat(1.3333558e-3f));
+  p = fma(p, r, splat(9.6181291e-3f));
+  p = fma(p, r, splat(5.5504109e-2f));
+  p = fma(p, r, splat(2.4022651e-1f));
+  p = fma(p, r, splat(6.9314718e-1f));
+  p = fma(p, r, splat(1.0f));
+  return p * bit_cast<VecF>(bit_cast<VecI>(shifted) << 23);
+}
+
+// Weights of kLanes pixels from the colours in `rows`.
 void weigh_pixels(const Image& image, const float* rows, int64_t centre,
                   const int64_t (&offset)[kMostNeighbours], int64_t x, float* weights) {
   const PamrPlan& plan = image.plan;
-  const float count = 9.0f * static_cast<float>(image.p.dilation_count);
-  for (int n = 0; n < plan.neighbours; ++n) store(weights + n * kLanes, VecF{});
-  for (int64_t k = 0; k < image.p.colours; ++k) {
-    const float* plane = rows + k * plan.pitch + x;
-    const VecF middle = load(plane + centre);
-    VecF sum[2] = {}, squares[2] = {};  // two chains: the neighbours are even in number
-    for (int n = 0; n < plan.neighbours; n += 2) {
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        const VecF step = load(plane + offset[n + i]) - middle;
-        sum[i] += step;
-        squares[i] = fma(step, step, squares[i]);
-      }
-    }
-    const VecF total = sum[0] + sum[1];
-    VecF variance = (squares[0] + squares[1] - total * total * (1.0f / count)) / (count - 1.0f);
-    variance = select(variance < VecF{}, VecF{}, variance);  // NaN stays
-    VecF sigma;
-    for (int i = 0; i < kLanes; ++i) sigma[i] = __builtin_sqrtf(variance[i]);
-    const VecF scale =
-        splat(-kLog2E / static_cast<float>(image.p.colours)) / (kPamrSpread * sigma + kPamrEpsilon);
-    for (int n = 0; n < plan.neighbours; ++n) {
-      const VecF step = load(plane + offset[n]) - middle;
-      store(weights + n * kLanes, fma(abs(step), scale, load(weights + n * kLanes)));
+  const float* plane = rows + x;
+  VecF best{};
+  if (image.p.colours == 3) {
+    best = add_distances<3>(image, plane, centre, offset, true, weights);
+  } else {
+    for (int n = 0; n < plan.neighbours; ++n) store(weights + n * kLanes, VecF{});
+    for (int64_t k = 0; k < image.p.colours; ++k) {
+      best = add_distances<1>(image, plane + k * plan.pitch, centre, offset, false, weights);
     }
   }
-  VecF best = splat(-__builtin_inff());
-  for (int n = 0; n < plan.neighbours; ++n) best = max(load(weights + n * kLanes), best);
   VecF total{};
   for (int n = 0; n < plan.neighbours; ++n) {
-    const VecF weight = exp2(load(weights + n * kLanes) - best);
+    const VecF weight = power_of_two(load(weights + n * kLanes) - best);
     store(weights + n * kLanes, weight);
     total += weight;
   }
