@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +42,7 @@ def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     asked: list[tuple[str, int]] = []
     compiled = native.C
     # No workspace left by a call on the CPU: the kernels would take it without asking.
-    monkeypatch.setattr(native, "_kept", threading.local())
+    monkeypatch.setattr(native, "kept", native._Kept())
 
     def spy(name: str) -> Callable[..., int]:
         def call(*arguments: Any) -> int:
@@ -231,7 +230,7 @@ def test_shares_on_a_large_gpu(
     simt: object, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], splits: int
 ) -> None:
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "132")
-    monkeypatch.setattr(native, "_kept", threading.local())
+    monkeypatch.setattr(native, "kept", native._Kept())
     compiled, asked = native.C, []
 
     def size_alone(*arguments: Any) -> int:
