@@ -44,7 +44,7 @@ LATE_S, COLD = 5e-5, 3.0
 part before its samples."""
 
 CANDIDATES = {
-    "cpu": ("native", "sdpa", "sdpa_math"),
+    "cpu": ("native", "sdpa"),
     "cuda": ("native", "sdpa", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"),
 }
 GRIDS: dict[str, dict[str, list[int]]] = {
