@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small calls of one plain set on the CPU: checked, routed and laid out once per signature.
+"""Calls of one plain set on the CPU: checked, routed and laid out once per signature.
 
 A tiny set is computed in less time than Python needs to check and to route it. All of that depends
 on shapes, strides, types and settings alone, so a call like one before takes over what was found.
@@ -22,8 +22,8 @@ from patchword.ops._backends import Backend
 from patchword.ops.attention import dispatch, native, routes
 from patchword.ops.attention.streams import Stream, check_scale, fits
 
-_MOST_ELEMENTS = 1 << 17
-"""Of queries or keys; above it the overhead is lost in the work."""
+_MOST_BYTES = 1 << 21
+"""Of a result. Above it the overhead is lost in the work, and memory wants huge pages."""
 _MOST_PLANS = 1024
 
 # Of a stream: no offsets of queries or keys, no lengths, no mask.
@@ -117,8 +117,8 @@ def _find(
     """What to do with calls like this; None where inputs are to be refused with their sentence."""
     if not fits(q, k, v) or not (scale is None or math.isfinite(scale)):
         return None
-    counts = q.numel(), k.numel()
-    if min(counts) == 0 or max(counts) > _MOST_ELEMENTS or not _library.on_cpu(q):
+    largest = max(q.nbytes, k.nbytes) if trains else q.nbytes
+    if q.numel() * k.numel() == 0 or largest > _MOST_BYTES or not _library.on_cpu(q):
         return _GENERAL
     factor = check_scale(op, "scale", scale, q.shape[-1])
     name = dispatch.choose(op, "plain", backend, False, (Stream(q, k, v, factor),))
@@ -149,14 +149,13 @@ class _Planned(torch.autograd.Function):
         out = _launch(plan, q, k, v, lse.data_ptr())
         ctx.save_for_backward(q, k, v, out)
         # Nobody else holds it, and it has no gradient: it need not be watched like the others.
-        ctx.plan, ctx.lse = plan, lse
+        ctx.kept = plan, lse
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        lse = ctx.lse
+        plan, lse = ctx.kept
         steps = grad.stride()
         # Hooks on saved tensors may have brought them back in other memory.
         found = q.stride(), k.stride(), v.stride(), out.stride()
