@@ -85,18 +85,45 @@ def test_each_layout_has_a_plan_of_its_own():
 
 
 @native
+@pytest.mark.parametrize("place", range(3))
+def test_one_input_of_another_layout(place):
+    tensors = make(SHAPE)
+    want = attention(*tensors, backend="native")
+    other = list(tensors)
+    other[place] = other[place].transpose(1, 2).contiguous().transpose(1, 2)
+    for _ in range(2):
+        assert torch.equal(attention(*other, backend="native"), want)
+        assert torch.equal(attention(*tensors, backend="native"), want)
+
+
+@native
+def test_calls_with_and_without_gradients_take_turns():
+    tensors = [t.requires_grad_() for t in make(SHAPE)]
+    for _ in range(2):
+        with torch.no_grad():
+            alone = attention(*tensors, backend="native")
+        out = attention(*tensors, backend="native")
+        assert torch.equal(alone, out)
+        assert not alone.requires_grad
+        assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), tensors))
+
+
+@native
 def test_bad_calls_between_good_ones_of_the_same_shapes():
     q, k, v = make(SHAPE)
     want = attention(q, k, v, backend="native")
 
     def check(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
         for _ in range(2):
+            torch.testing.assert_close(attention(q, k, v), want)
+            assert torch.equal(attention(q, k, v, backend="native"), want)
             with pytest.raises(error, match=text):
                 call()
-            assert torch.equal(attention(q, k, v, backend="native"), want)
 
     double, whole, far = k.double(), q.long(), v.to("meta")
     check(DTypeError, "attention: k must be torch.float32, got", lambda: attention(q, double, v))
+    check(DTypeError, "k must be torch.float64, got", lambda: attention(q.double(), k, v))
+    check(DTypeError, "v must be torch.float32, got", lambda: attention(q, k, v.double()))
     check(DTypeError, "attention: q must be floating", lambda: attention(whole, whole, whole))
     check(DTypeError, "attention: v must be on cpu, got meta", lambda: attention(q, k, far))
     check(ShapeError, "attention: v must have shape", lambda: attention(q, k, v[:, :, :4]))
@@ -268,7 +295,7 @@ def test_changed_inputs_and_second_gradients_are_refused():
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
     out = attention(q, k, v, backend="native")
-    (first,) = torch.autograd.grad(out.sum(), (q,), create_graph=True)
+    (first,) = torch.autograd.grad(out, (q,), torch.ones(out.shape), create_graph=True)
     with pytest.raises(UserWarning, match="patchword::attention_backward: an autograd kernel was"):
         torch.autograd.grad(first.sum(), (q,))
 
