@@ -128,6 +128,8 @@ def test_bad_calls_between_good_ones_of_the_same_shapes():
     check(DTypeError, "attention: v must be on cpu, got meta", lambda: attention(q, k, far))
     check(ShapeError, "attention: v must have shape", lambda: attention(q, k, v[:, :, :4]))
     check(ShapeError, "attention: k must have batch", lambda: attention(q, k[:1], v[:1]))
+    check(ShapeError, "v must have shape", lambda: attention(q, k[:, :, :4], v))
+    check(ShapeError, "k must have batch", lambda: attention(q[:1], k, v))
     check(OptionError, "must be finite, got nan", lambda: attention(q, k, v, scale=float("nan")))
     check(OptionError, "must be finite, got inf", lambda: attention(q, k, v, scale=float("inf")))
     check(OptionError, "backend must be one of", lambda: attention(q, k, v, backend="fast"))
