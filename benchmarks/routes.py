@@ -44,7 +44,7 @@ LATE_S, COLD = 5e-5, 3.0
 part before its samples."""
 
 CANDIDATES = {
-    "cpu": ("native", "sdpa", "sdpa_math"),
+    "cpu": ("native", "sdpa"),
     "cuda": ("native", "sdpa", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"),
 }
 GRIDS: dict[str, dict[str, list[int]]] = {
@@ -131,11 +131,6 @@ def _train(call: Callable[[], Any]) -> tuple[Tensor, ...]:
     )
 
 
-def _routed(call: Callable[[], Any], name: str) -> Any:
-    with routes.use_route(name):
-        return call()
-
-
 class Stopwatch:
     """Seconds of a call on the device: CPU time on one thread, wall time on more, or events."""
 
@@ -151,19 +146,26 @@ class Stopwatch:
         return time_call(run, loops).seconds(self.threads)
 
 
+def _timed(watch: Callable[[Run, int], float], work: Run, name: str, loops: int) -> float:
+    """Seconds of a call by a route, which is forced once: a change of routes forgets plans."""
+    with routes.use_route(name):
+        return watch(work, loops)
+
+
 def measure(shape: Shape, watch: Stopwatch, names: Sequence[str]) -> dict[str, list[float]]:
     """Take samples of each candidate in turn; those that refuse or lag far behind are left out."""
     call = _call(shape, watch.device)
     work = partial(_train, call) if shape.direction == "training" else call
-    runs, loops, first = {}, {}, {}
+    runs, loops = {}, {}
+    first: dict[str, float] = {}
     for name in names:
-        run = partial(_routed, work, name)
+        run = partial(_timed, watch, work, name)
         limit = HOPELESS * first["native"] + LATE_S if "native" in first else math.inf
         try:
             # A cold call so late needs no warm one: some kernels take seconds on some types.
-            if watch(run, 1) > COLD * limit:
+            if run(1) > COLD * limit:
                 continue
-            first[name] = watch(run, 1)
+            first[name] = run(1)
         except (BackendError, RuntimeError):
             continue
         if first[name] > limit:
@@ -177,7 +179,7 @@ def measure(shape: Shape, watch: Stopwatch, names: Sequence[str]) -> dict[str, l
     for turn in range(SAMPLES_SLOW if slow else SAMPLES):
         order = list(runs)
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            taken[name].append(watch(runs[name], loops[name]))
+            taken[name].append(runs[name](loops[name]))
     return taken
 
 

@@ -68,6 +68,19 @@ _cuda_tried = False
 _cuda_reason: str | None = None
 
 
+# What ops found out about calls under the settings in force: which backend runs, by which route.
+plans: dict[Any, Any] = {}
+
+
+def settings_changed() -> None:
+    """Forget what was found out under settings that were in force until now.
+
+    In a new dictionary: who is still finding out under the old ones enters it into the old one.
+    """
+    global plans  # noqa: PLW0603 - one per process, like the settings
+    plans = {}
+
+
 def register(
     schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -110,9 +123,16 @@ _deterministic = torch.are_deterministic_algorithms_enabled
 _Parameter = torch.nn.Parameter
 
 
+def watched() -> bool:
+    """Whether a trace, mode or transform has to see what is called now."""
+    if _is_compiling() or _dispatch_modes() or _function_modes():
+        return True
+    return _transforms() is not None
+
+
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher can be skipped: no gradient, trace, mode or tensor subclass."""
-    if _is_compiling() or _dispatch_modes() or _function_modes() or _transforms() is not None:
+    if watched():
         return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
@@ -271,11 +291,13 @@ def simulate_cuda(library: str | Path) -> Iterator[None]:
     if refusal is not None:
         raise RuntimeError(f"simulate_cuda: {library} cannot be loaded: {refusal}.")
     _simulating = True
+    settings_changed()
     try:
         yield
     finally:
         _simulating = False
         _cuda_tried = False
+        settings_changed()
         C.unload_cuda_library()
 
 
@@ -288,7 +310,9 @@ def cpu_level(name: str) -> Iterator[None]:
     refusal = C.force_cpu_level(name)
     if refusal is not None:
         raise ValueError(f"cpu_level: {name} cannot be used: {refusal}.")
+    settings_changed()
     try:
         yield
     finally:
         C.force_cpu_level(before)
+        settings_changed()

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from attention_cuda_checks import BACKWARD, check_results, draw, draw_ragged, error
 from torch import Tensor
 
 from patchword.ops import attention, co_attention, dual_attention, pair_attention
 from patchword.ops.attention import native
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Relative Frobenius errors of the outputs and of the gradients against float64.
-FORWARD = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
-BACKWARD = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -43,7 +40,7 @@ def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     asked: list[tuple[str, int]] = []
     compiled = native.C
     # No workspace left by a call on the CPU: the kernels would take it without asking.
-    monkeypatch.setattr(native, "_kept", threading.local())
+    monkeypatch.setattr(native, "kept", native._Kept())
 
     def spy(name: str) -> Callable[..., int]:
         def call(*arguments: Any) -> int:
@@ -59,16 +56,6 @@ def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return asked
 
 
-def _draw(dtype: torch.dtype, device: str, *shape: int) -> Tensor:
-    return torch.randn(shape).to(dtype).to(device)
-
-
-def _error(got: Tensor, wanted: Tensor) -> float:
-    got, wanted = got.detach().double(), wanted.detach().double()
-    assert got.isfinite().all()
-    return float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
-
-
 def _check(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None:
     """Compare outputs, log-sum-exps and gradients with the reference in float64."""
     dtype = tensors[0].dtype
@@ -76,16 +63,7 @@ def _check(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None:
     exact = [t.detach().double().requires_grad_() for t in tensors]
     got = call(*ours, return_lse=True, backend="native", **options)
     wanted = call(*exact, return_lse=True, backend="reference", **options)
-    half = len(got) // 2
-    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
-        assert a.shape == b.shape
-        if i < half:
-            assert _error(a, b) <= FORWARD[dtype]
-        else:
-            assert torch.equal(a.isneginf(), b.isneginf())
-            seen = ~b.isneginf()
-            # The dot tolerance of the contract times the norms, which are about sqrt(d) here.
-            torch.testing.assert_close(a[seen].double(), b[seen], atol=3e-5, rtol=0)
+    check_results(got, wanted, dtype)
     weights = [torch.randn_like(a.detach()) for a in got]
     for answer in (got, wanted):
         # The log-sum-exp of a row without keys is -inf, whatever the queries are.
@@ -94,7 +72,7 @@ def _check(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None:
         torch.stack(terms).sum().backward()
     # All together: with a single key the gradients of queries and keys cancel to nothing.
     gradients = [torch.cat([t.grad.flatten() for t in side]) for side in (ours, exact)]
-    assert _error(*gradients) <= BACKWARD[dtype]
+    assert error(*gradients) <= BACKWARD[dtype]
 
 
 @pytest.mark.sanitizer
@@ -112,14 +90,14 @@ def _check(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None:
 )
 def test_pair(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     batch, heads, n0, n1, dim = shape
-    tensors = [_draw(dtype, device, batch, heads, n, dim) for n in (n0, n0, n0, n1, n1, n1)]
+    tensors = [draw(dtype, device, batch, heads, n, dim) for n in (n0, n0, n0, n1, n1, n1)]
     _check(pair_attention, *tensors, cross=True)
 
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_masks_and_lengths(device: str, form: str, dtype: torch.dtype) -> None:
-    tensors = [_draw(dtype, device, 2, 2, n, 24) for n in (9, 9, 9, 70, 70, 70)]
+    tensors = [draw(dtype, device, 2, 2, n, 24) for n in (9, 9, 9, 70, 70, 70)]
     mask = torch.rand(2, 70, device=device) > 0.5
     lengths = torch.tensor([0, 5], device=device)
     with torch.no_grad():
@@ -136,30 +114,29 @@ def test_masks_and_lengths(device: str, form: str, dtype: torch.dtype) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dual(device: str, dtype: torch.dtype) -> None:
-    tensors = [_draw(dtype, device, 1, 2, 21, 64) for _ in range(3)]
+    tensors = [draw(dtype, device, 1, 2, 21, 64) for _ in range(3)]
     _check(dual_attention, *tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_ragged_sets(device: str, form: str, dtype: torch.dtype) -> None:
     sizes0, sizes1 = [10, 0, 3, 65] + [1] * 36, [4, 7, 0, 12] + [2] * 36
-    offsets = [torch.tensor([0, *sizes]).cumsum(0).to(device) for sizes in (sizes0, sizes1)]
-    tensors = [_draw(dtype, device, sum(sizes), 2, 32) for sizes in (sizes0,) * 3 + (sizes1,) * 3]
-    _check(co_attention, *tensors, offsets0=offsets[0], offsets1=offsets[1])
+    tensors, offsets = draw_ragged(dtype, device, (sizes0, sizes1), 2, 32)
+    _check(co_attention, *tensors, **offsets)
 
 
 @pytest.mark.sanitizer
 def test_strides_without_copies(device: str) -> None:
-    packed = _draw(torch.float16, device, 2, 19, 3, 2, 16)
+    packed = draw(torch.float16, device, 2, 19, 3, 2, 16)
     q, k, v = packed.permute(2, 0, 3, 1, 4)
     _check(attention, q, k, v)
-    odd = _draw(torch.float16, device, 2, 2, 19, 17)[..., 1:]  # rows that no 16-byte copy can read
+    odd = draw(torch.float16, device, 2, 2, 19, 17)[..., 1:]  # rows that no 16-byte copy can read
     _check(attention, odd, odd, odd)
 
 
 @pytest.mark.sanitizer
 def test_two_runs_are_equal_to_the_bit(device: str, form: str) -> None:
-    tensors = [_draw(torch.float32, device, 1, 2, 90, 32).requires_grad_() for _ in range(3)]
+    tensors = [draw(torch.float32, device, 1, 2, 90, 32).requires_grad_() for _ in range(3)]
     answers = []
     for _ in range(2):
         out = attention(*tensors, backend="native")
@@ -172,7 +149,7 @@ def test_two_runs_are_equal_to_the_bit(device: str, form: str) -> None:
 def test_head_sizes(device: str, monkeypatch: pytest.MonkeyPatch, dim: int, dtype: Any) -> None:
     # 3 runs of keys for 2 and 5 blocks: the second block gets less, the last two get nothing.
     # Warps walk over 10 tiles of keys, for heads over 128 bytes more than once.
-    tensors = [_draw(dtype, device, 1, 1, n, dim) for n in (19, 150, 150)]
+    tensors = [draw(dtype, device, 1, 1, n, dim) for n in (19, 150, 150)]
     for form in ("tiles:2", "tiles:5", "warps"):
         monkeypatch.setenv("PATCHWORD_ATTENTION_FORM", form)
         _check(attention, *tensors)
@@ -180,7 +157,7 @@ def test_head_sizes(device: str, monkeypatch: pytest.MonkeyPatch, dim: int, dtyp
 
 @pytest.mark.sanitizer
 def test_shared_keys_come_to_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = (_draw(torch.float32, device, 2, 2, n, 32) for n in (70, 200, 200))
+    q, k, v = (draw(torch.float32, device, 2, 2, n, 32) for n in (70, 200, 200))
     answers = {}
     for form in ("tiles:1", "tiles:2", "tiles:5", "warps"):
         monkeypatch.setenv("PATCHWORD_ATTENTION_FORM", form)
@@ -201,7 +178,7 @@ def _splits(workspace: int, rows: int, dim: int) -> int:
 def test_one_query_shares_its_keys(
     device: str, workspaces: list[tuple[str, int]], dtype: torch.dtype
 ) -> None:
-    tensors = [_draw(dtype, device, 1, 2, n, 64) for n in (1, 785, 785)]
+    tensors = [draw(dtype, device, 1, 2, n, 64) for n in (1, 785, 785)]
     _check(attention, *tensors)
     assert workspaces[0][0] == "attention_forward"
     assert 2 <= _splits(workspaces[0][1], 2, 64) <= 13
@@ -213,7 +190,7 @@ def test_streams_of_a_pair_share_their_keys_each(
 ) -> None:
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "16")
     # Queries of set 0 see 600 keys, those of set 1 only 20: the second stream is not shared.
-    tensors = [_draw(torch.float16, device, 1, 1, n, 32) for n in (20, 20, 20, 600, 600, 600)]
+    tensors = [draw(torch.float16, device, 1, 1, n, 32) for n in (20, 20, 20, 600, 600, 600)]
     _check(pair_attention, *tensors, cross=True)
     assert 2 <= _splits(workspaces[0][1], 20, 32) <= 10
 
@@ -231,7 +208,7 @@ def test_shares_on_a_large_gpu(
     simt: object, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], splits: int
 ) -> None:
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "132")
-    monkeypatch.setattr(native, "_kept", threading.local())
+    monkeypatch.setattr(native, "kept", native._Kept())
     compiled, asked = native.C, []
 
     def size_alone(*arguments: Any) -> int:
@@ -251,8 +228,8 @@ def test_many_tiles_or_few_keys_are_not_shared(
     device: str, workspaces: list[tuple[str, int]]
 ) -> None:
     for shape, keys in (((3, 100, 17, 8), 300), ((1, 1, 70, 8), 64)):
-        q = _draw(torch.float16, device, *shape)
-        k = _draw(torch.float16, device, *shape[:2], keys, 8)
+        q = draw(torch.float16, device, *shape)
+        k = draw(torch.float16, device, *shape[:2], keys, 8)
         assert attention(q, k, k, backend="native").isfinite().all()
     assert workspaces == [("attention_forward", 0)] * 2
 
@@ -271,7 +248,7 @@ def test_tiny_sets(
     dtype: torch.dtype,
 ) -> None:
     batch, heads, n0, n1, dim = shape
-    tensors = [_draw(dtype, device, batch, heads, n, dim) for n in (n0, n0, n0, n1, n1, n1)]
+    tensors = [draw(dtype, device, batch, heads, n, dim) for n in (n0, n0, n0, n1, n1, n1)]
     mask = torch.rand(batch, n1, device=device) > 0.3
     _check(pair_attention, *tensors, cross=True, key_mask1=mask)
     # Neither form with tiles comes without a workspace for the gradients.
@@ -285,16 +262,15 @@ def test_tiny_ragged_sets(
 ) -> None:
     # Ten items and a few words each; one set is longer than a tile of the warps.
     sizes0, sizes1 = [10, 10, 0, 3, 40, 1], [7, 16, 5, 0, 33, 2]
-    offsets = [torch.tensor([0, *sizes]).cumsum(0).to(device) for sizes in (sizes0, sizes1)]
-    tensors = [_draw(dtype, device, sum(sizes), 3, 24) for sizes in (sizes0,) * 3 + (sizes1,) * 3]
+    tensors, offsets = draw_ragged(dtype, device, (sizes0, sizes1), 3, 24)
     mask = torch.rand(sum(sizes1), device=device) > 0.2
-    _check(co_attention, *tensors, offsets0=offsets[0], offsets1=offsets[1], key_mask1=mask)
+    _check(co_attention, *tensors, **offsets, key_mask1=mask)
     assert workspaces == [("attention_forward", 0), ("attention_backward", 0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_what_is_not_a_number_stays_in_its_row(device: str, form: str, dtype: torch.dtype) -> None:
-    q, k, v = (_draw(dtype, device, 1, 1, n, 32) for n in (20, 150, 150))
+    q, k, v = (draw(dtype, device, 1, 1, n, 32) for n in (20, 150, 150))
     clean, clean_lse = attention(q, k, v, return_lse=True, backend="native")
     q[0, 0, 5, 2] = torch.nan
     out, lse = attention(q, k, v, return_lse=True, backend="native")
@@ -313,6 +289,6 @@ def test_what_is_not_a_number_stays_in_its_row(device: str, form: str, dtype: to
 
 
 def test_negative_scale_hides_nothing_else(device: str, form: str) -> None:
-    tensors = [_draw(torch.float32, device, 1, 1, n, 32) for n in (9, 130, 130)]
+    tensors = [draw(torch.float32, device, 1, 1, n, 32) for n in (9, 130, 130)]
     mask = torch.rand(1, 130, device=device) > 0.5
     _check(attention, *tensors, scale=-0.4, key_mask=mask)

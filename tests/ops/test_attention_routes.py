@@ -49,15 +49,15 @@ def everything_to_torch(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The routes to torch that were taken."""
+    """One ``sdpa`` for each call of torch's attention."""
     taken: list[str] = []
-    run = torch_sdpa.attention_sdpa
+    run = torch.nn.functional.scaled_dot_product_attention
 
-    def spy(route: str, streams: Any) -> Any:
-        taken.append(route)
-        return run(route, streams)
+    def spy(*arguments: Any, **options: Any) -> Any:
+        taken.append("sdpa")
+        return run(*arguments, **options)
 
-    monkeypatch.setattr(torch_sdpa, "attention_sdpa", spy)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     return taken
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cuda_checks import BACKWARD, FORWARD, check_results, draw, draw_ragged, error
 from torch import Tensor
 
 from patchword.ops import attention, co_attention, dual_attention, pair_attention
 
 DTYPES = (torch.float16, torch.bfloat16)
-# Relative Frobenius errors against float64, as for the other form (test_attention_cuda.py).
-ERROR = {torch.float16: 6e-4, torch.bfloat16: 4e-3}
 SETTING = "PATCHWORD_ATTENTION_WGMMA"
 
 
@@ -40,26 +39,12 @@ def consumers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, d
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", str(request.param))
 
 
-def _draw(dtype: torch.dtype, device: str, *shape: int) -> Tensor:
-    return torch.randn(shape).to(dtype).to(device)
-
-
 def _compare(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None:
     """Outputs and log-sum-exps against the reference in float64."""
     got = call(*tensors, return_lse=True, backend="native", **options)
     exact = [t.double() for t in tensors]
     wanted = call(*exact, return_lse=True, backend="reference", **options)
-    half = len(got) // 2
-    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
-        assert a.shape == b.shape
-        if i < half:
-            assert a.isfinite().all()
-            error = (a.double() - b).norm() / b.norm().clamp(min=1e-30)
-            assert error <= ERROR[tensors[0].dtype]
-        else:
-            assert torch.equal(a.isneginf(), b.isneginf())
-            seen = ~b.isneginf()
-            torch.testing.assert_close(a[seen].double(), b[seen], atol=3e-5, rtol=0)
+    check_results(got, wanted, tensors[0].dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -77,12 +62,12 @@ def _compare(call: Callable[..., Any], *tensors: Tensor, **options: Any) -> None
 )
 def test_pair(device: str, consumers: None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     batch, heads, n0, n1, dim = shape
-    tensors = [_draw(dtype, device, batch, heads, n, dim) for n in (n0, n0, n0, n1, n1, n1)]
+    tensors = [draw(dtype, device, batch, heads, n, dim) for n in (n0, n0, n0, n1, n1, n1)]
     _compare(pair_attention, *tensors, cross=True)
 
 
 def test_masks_and_lengths(device: str, consumers: None) -> None:
-    tensors = [_draw(torch.bfloat16, device, 2, 2, n, 24) for n in (9, 9, 9, 140, 140, 140)]
+    tensors = [draw(torch.bfloat16, device, 2, 2, n, 24) for n in (9, 9, 9, 140, 140, 140)]
     mask = torch.rand(2, 140, device=device) > 0.5
     lengths = torch.tensor([0, 5], device=device)
     clean = [t.clone() for t in tensors]
@@ -97,7 +82,7 @@ def test_masks_and_lengths(device: str, consumers: None) -> None:
 
 
 def test_no_visible_key_in_a_whole_tile(device: str, consumers: None) -> None:
-    q, k, v = (_draw(torch.float16, device, 1, 1, n, 32) for n in (3, 300, 300))
+    q, k, v = (draw(torch.float16, device, 1, 1, n, 32) for n in (3, 300, 300))
     mask = torch.zeros(1, 300, dtype=torch.bool, device=device)
     mask[0, 280] = True
     out = attention(q, k, v, key_mask=mask, backend="native")
@@ -105,44 +90,39 @@ def test_no_visible_key_in_a_whole_tile(device: str, consumers: None) -> None:
 
 
 def test_dual(device: str, consumers: None) -> None:
-    _compare(dual_attention, *(_draw(torch.bfloat16, device, 1, 2, 21, 64) for _ in range(3)))
+    _compare(dual_attention, *(draw(torch.bfloat16, device, 1, 2, 21, 64) for _ in range(3)))
 
 
 def test_ragged_sets(device: str, consumers: None) -> None:
     sizes0, sizes1 = [10, 0, 3, 135] + [1] * 36, [4, 7, 0, 12] + [2] * 36
-    offsets = [torch.tensor([0, *sizes]).cumsum(0).to(device) for sizes in (sizes0, sizes1)]
-    tensors = [
-        _draw(torch.float16, device, sum(sizes), 1, 32) for sizes in (sizes0,) * 3 + (sizes1,) * 3
-    ]
-    _compare(co_attention, *tensors, offsets0=offsets[0], offsets1=offsets[1])
+    tensors, offsets = draw_ragged(torch.float16, device, (sizes0, sizes1), 1, 32)
+    _compare(co_attention, *tensors, **offsets)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 4.0])
 def test_scales(device: str, scale: float) -> None:
-    _compare(
-        attention, *(_draw(torch.float16, device, 1, 1, 70, 32) for _ in range(3)), scale=scale
-    )
+    _compare(attention, *(draw(torch.float16, device, 1, 1, 70, 32) for _ in range(3)), scale=scale)
 
 
 def test_views_of_a_packed_projection(device: str) -> None:
-    q, k, v = _draw(torch.float16, device, 2, 19, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    q, k, v = draw(torch.float16, device, 2, 19, 3, 2, 16).permute(2, 0, 3, 1, 4)
     _compare(attention, q, k, v)
 
 
 def test_gradients_take_its_log_sum_exp(device: str) -> None:
-    ours = [_draw(torch.float16, device, 1, 2, n, 32).requires_grad_() for n in (70, 40, 40)]
+    ours = [draw(torch.float16, device, 1, 2, n, 32).requires_grad_() for n in (70, 40, 40)]
     exact = [t.detach().double().requires_grad_() for t in ours]
     weights = torch.randn(1, 2, 70, 32, device=device)
     for tensors, backend in ((ours, "native"), (exact, "reference")):
         (attention(*tensors, backend=backend).double() * weights).sum().backward()
     got, wanted = (torch.cat([t.grad.double().flatten() for t in side]) for side in (ours, exact))
-    assert (got - wanted).norm() <= 2e-3 * wanted.norm()
+    assert error(got, wanted) <= BACKWARD[torch.float16]
 
 
 def test_many_tiles(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "2")
     batch = 3 if device == "cpu" else 300
-    _compare(attention, *(_draw(torch.float16, device, batch, 1, 150, 64) for _ in range(3)))
+    _compare(attention, *(draw(torch.float16, device, batch, 1, 150, 64) for _ in range(3)))
 
 
 @pytest.mark.parametrize("copies", ["late", "early"])
@@ -152,7 +132,7 @@ def test_any_order_of_threads_gives_the_same_bits(
 ) -> None:
     monkeypatch.setenv(SETTING, "must")
     monkeypatch.setenv("PATCHWORD_SIMT_MULTIPROCESSORS", "1")
-    q, k, v = (_draw(torch.float16, "cpu", 1, 1, n, 32) for n in (130, 600, 600))
+    q, k, v = (draw(torch.float16, "cpu", 1, 1, n, 32) for n in (130, 600, 600))
     forward = attention(q, k, v, backend="native")
     monkeypatch.setenv("PATCHWORD_SIMT_ORDER", order)
     monkeypatch.setenv("PATCHWORD_SIMT_COPIES", copies)
@@ -160,19 +140,20 @@ def test_any_order_of_threads_gives_the_same_bits(
 
 
 def test_both_forms_agree(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = (_draw(torch.bfloat16, device, 2, 2, 200, 64) for _ in range(3))
+    q, k, v = (draw(torch.bfloat16, device, 2, 2, 200, 64) for _ in range(3))
     ours = attention(q, k, v, backend="native")
     monkeypatch.delenv(SETTING)
     other = attention(q, k, v, backend="native")
-    error = (ours.double() - other.double()).norm() / other.double().norm()
-    assert 0 < error <= 4e-3  # zero would mean that the setting does nothing
+    assert (
+        0 < error(ours, other) <= FORWARD[torch.bfloat16]
+    )  # zero would mean that the setting does nothing
 
 
 def test_what_it_cannot_do_is_refused_or_left_to_the_other_form(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single = _draw(torch.float32, device, 1, 1, 5, 32)
-    odd = _draw(torch.float16, device, 1, 1, 5, 33)[..., 1:]
+    single = draw(torch.float32, device, 1, 1, 5, 32)
+    odd = draw(torch.float16, device, 1, 1, 5, 33)[..., 1:]
     for rows, rule in ((single, "takes 16-bit types only"), (odd, "at multiples of 16 bytes only")):
         with pytest.raises(NotImplementedError, match=f"the wgmma kernel .*{rule}"):
             attention(rows, rows, rows, backend="native")

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
+from patchword import _library
 from patchword.errors import BackendError, OptionError
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,12 @@ def use_backend(name: Backend | None) -> Iterator[None]:
     global _forced  # noqa: PLW0603 - restored on exit
     before = _forced
     _forced = _check(name, "use_backend")
+    _library.settings_changed()
     try:
         yield
     finally:
         _forced = before
+        _library.settings_changed()
 
 
 def is_forced() -> bool:

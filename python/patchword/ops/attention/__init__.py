@@ -14,6 +14,7 @@ from torch import Tensor
 from patchword.errors import OptionError
 from patchword.ops._backends import Backend
 from patchword.ops.attention.dispatch import attention_route, refusals, run
+from patchword.ops.attention.planned import attend
 from patchword.ops.attention.routes import AttentionRoute
 from patchword.ops.attention.streams import (
     Keys,
@@ -92,6 +93,17 @@ def attention(
         >>> attention(q, k, v)[0, 0, 0]
         tensor([4., 5., 6., 7.])
     """
+    if (
+        not return_lse
+        and key_mask is None
+        and key_lengths is None
+        and offsets is None
+        and key_offsets is None
+        and (backend is None or backend == "native")
+    ):
+        planned = attend("attention", q, k, v, scale, backend)
+        if planned is not None:
+            return planned
     q, k, v = autocasted(q, k, v)
     if key_offsets is None and k.ndim == 3:
         key_offsets = offsets

@@ -74,6 +74,16 @@ def _choose(op: str, kind: str, streams: Sequence[Stream], want_lse: bool) -> st
     return name
 
 
+def choose(
+    op: str, kind: str, backend: Backend | None, want_lse: bool, streams: Sequence[Stream]
+) -> str:
+    """The route that :func:`run` takes, with the same arguments and errors."""
+    if backend is None and not _backends.is_forced():
+        return _choose(op, kind, streams, want_lse)
+    first = streams[0]
+    return _backends.choose(op, refusals, backend, first.q, first.k, first.v)
+
+
 def run(op: str, kind: str, backend: Backend | None, want_lse: bool, *streams: Stream) -> Results:
     """Output and log-sum-exp of each stream; the latter only if wanted.
 
@@ -88,11 +98,7 @@ def run(op: str, kind: str, backend: Backend | None, want_lse: bool, *streams: S
         BackendError: A forced backend cannot run these inputs.
         ConfigError: The routing table is not valid.
     """
-    if backend is None and not _backends.is_forced():
-        name = _choose(op, kind, streams, want_lse)
-    else:
-        first = streams[0]
-        name = _backends.choose(op, refusals, backend, first.q, first.k, first.v)
+    name = choose(op, kind, backend, want_lse, streams)
     if name == routes.NATIVE:
         return native.attention_native(streams, want_lse)
     if name == "reference":

@@ -21,10 +21,16 @@ MAX_DIM = 128
 _FIELDS = 7
 Parts = tuple[Tensor | None, ...]
 
-# Addresses of the log-sum-exp, masks, lengths and offsets of a stream without them.
-_NOWHERE = (0,) * 5
 
-_kept = threading.local()
+class _Kept(threading.local):
+    """A small workspace that outlives the calls of one thread on the CPU."""
+
+    memory: Tensor | None = None
+    address = 0
+    size = 0
+
+
+kept = _Kept()
 _KEPT_BYTES = 1 << 22
 
 
@@ -122,6 +128,14 @@ def _stream_numbers(
     )
 
 
+def workspace(needed: int) -> Tensor:
+    """Memory for a call on the CPU; it is kept for the next one unless it is large."""
+    memory = torch.empty(needed, dtype=torch.uint8)
+    if needed <= _KEPT_BYTES:
+        kept.memory, kept.address, kept.size = memory, memory.data_ptr(), needed
+    return memory
+
+
 class _Call:
     """Addresses, sizes and strides of a call, and the tensors that they belong to."""
 
@@ -148,8 +162,9 @@ class _Call:
     def run(self, function: Callable[..., int], *gradients: Any) -> None:
         first = self.first
         device, stream, threads = _library.runtime(first)
-        scratch = getattr(_kept, "workspace", None) if device == _library.CPU else None
-        address, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
+        on_cpu = device == _library.CPU
+        # On a GPU the allocator is the one that keeps memory.
+        address, size = (kept.address, kept.size) if on_cpu else (0, 0)
         arguments = (
             DTYPE_TAGS[first.dtype],
             self.batch,
@@ -161,11 +176,11 @@ class _Call:
         )
         needed = function(device, stream, threads, address, size, *arguments)
         if needed:
-            # A small workspace outlives the call, one per thread; on a GPU the allocator keeps it.
-            scratch = torch.empty(needed, dtype=torch.uint8, device=first.device)
-            if needed <= _KEPT_BYTES and device == _library.CPU:
-                _kept.workspace = scratch
-            function(device, stream, threads, scratch.data_ptr(), needed, *arguments)
+            if on_cpu:
+                memory = workspace(needed)
+            else:
+                memory = torch.empty(needed, dtype=torch.uint8, device=first.device)
+            function(device, stream, threads, memory.data_ptr(), needed, *arguments)
 
 
 def _streams_of(parts: Parts) -> list[Parts]:
@@ -188,59 +203,6 @@ def _run(
     if work:
         _Call(streams, outs, lses, scales).run(C.attention_forward)
     return outs, lses
-
-
-def _run_simple(stream: Stream) -> Tensor | None:
-    """The output of one padded set on the CPU without masks, or None for what is not that simple.
-
-    The same call as :func:`_run` makes, written out: tiny sets take less time than the lists.
-    """
-    q, k, v = stream[:3]
-    workspace = getattr(_kept, "workspace", None)
-    device, _, threads = _library.runtime(q)
-    if stream.form != "plain" or device != _library.CPU or workspace is None:
-        return None
-    q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
-    if not q_strides[3] == k_strides[3] == v_strides[3] == 1:
-        return None
-    batch, heads, count, dim = q.shape
-    width = heads * dim
-    out = q.new_empty_strided((batch, heads, count, dim), (count * width, dim, width, 1))
-    if not out.numel():
-        return out
-    numbers = (
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        out.data_ptr(),
-        *_NOWHERE,
-        count,
-        k.shape[2],
-        0,
-        *q_strides[:3],
-        *k_strides[:3],
-        *v_strides[:3],
-        count * width,
-        dim,
-        width,
-        0,
-        0,
-        0,
-    )
-    needed = C.attention_forward(
-        device,
-        0,
-        threads,
-        workspace.data_ptr(),
-        workspace.numel(),
-        DTYPE_TAGS[q.dtype],
-        batch,
-        heads,
-        dim,
-        (numbers,),
-        (stream.scale,),
-    )
-    return None if needed else out
 
 
 def _split(arguments: Sequence[Any]) -> tuple[Parts, Sequence[Any]]:
@@ -353,6 +315,26 @@ def _direct(op: Callable[..., Any], implementation: Callable[..., Any], *argumen
     return (implementation if _library.plain_eager(*tensors) else op)(*arguments)
 
 
+def attention_gradients(
+    stream: Stream, out: Tensor, lse: Tensor, grad_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one set's queries, keys and values from that of its output."""
+    nothing = (None,) * _FIELDS
+    found = _direct(
+        _backward_op,
+        _backward,
+        *_parts(stream),
+        *nothing,
+        [stream.scale],
+        out,
+        lse,
+        grad_out,
+        None,
+        *(None,) * 4,
+    )
+    return found[0], found[1], found[2]
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scales: list[float], *parts: Tensor | None) -> tuple[Tensor, ...]:
@@ -405,10 +387,6 @@ def _distinct(parts: Parts) -> Parts:
 
 def attention_native(streams: Sequence[Stream], want_lse: bool) -> list[tuple[Tensor, Any]]:
     """Output and log-sum-exp of one or two streams; None instead of one that nobody wants."""
-    if len(streams) == 1 and not want_lse and _library.plain_eager(*streams[0][:3]):
-        out = _run_simple(streams[0])
-        if out is not None:
-            return [(out, None)]
     rows = [tensor for stream in streams for tensor in stream[:3]]
     scales = [stream.scale for stream in streams]
     parts = [_parts(stream) for stream in streams]

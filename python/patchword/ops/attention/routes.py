@@ -155,17 +155,22 @@ def table() -> tuple[Entry, ...]:
     return _table
 
 
+def _forget() -> None:
+    _cache.clear()
+    _library.settings_changed()
+
+
 @contextlib.contextmanager
 def use_table(path: str | Path) -> Iterator[None]:
     """Take routes from another file for a while, in the whole process."""
     global _table  # noqa: PLW0603 - restored on exit
     before, _table = _table, read_table(path)
-    _cache.clear()
+    _forget()
     try:
         yield
     finally:
         _table = before
-        _cache.clear()
+        _forget()
 
 
 @contextlib.contextmanager
@@ -179,10 +184,12 @@ def use_route(name: str | None) -> Iterator[None]:
     if name is not None and name not in ROUTES:
         raise OptionError(f"use_route: name must be one of {', '.join(ROUTES)}, got {name!r}.")
     before, _forced = _forced, name
+    _library.settings_changed()
     try:
         yield
     finally:
         _forced = before
+        _library.settings_changed()
 
 
 def forced() -> str | None:

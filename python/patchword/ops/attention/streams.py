@@ -135,7 +135,7 @@ def check_scale(op: str, name: str, scale: float | None, dim: int) -> float:
     return float(scale)
 
 
-def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether padded sets without masks pass every check; cheaper than asking one by one."""
     queries, keys = q.shape, k.shape
     return (
@@ -184,7 +184,7 @@ def make_stream(
         DTypeError: Types or devices do not fit together.
     """
     q, k, v = tensors
-    if query_offsets is None and keys is EVERY_KEY and _fits(q, k, v):
+    if query_offsets is None and keys is EVERY_KEY and fits(q, k, v):
         return Stream(q, k, v, scale)
     if q.ndim < 3:
         raise ShapeError(f"{op}: {names[0]} must have shape [B, H, N, d], got {list(q.shape)}.")

@@ -70,7 +70,8 @@ def _attend(stream: Stream) -> Tensor:
 def attention_sdpa(route: str, streams: Sequence[Stream]) -> list[Tensor]:
     """Outputs of the streams, one call of torch's attention each."""
     preferred = _PREFERRED.get(route)
-    if preferred is None:
+    # On the CPU torch keeps to its own order; asking for another costs as much as a tiny call.
+    if preferred is None or streams[0].q.is_cpu:
         return [_attend(stream) for stream in streams]
     order = [preferred, *(kernel for kernel in _ORDER if kernel is not preferred)]
     with sdpa_kernel(order, set_priority=True):
