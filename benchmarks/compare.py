@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares two result files: each candidate is faster, slower, the same, or undecided."""
+"""Compares two result files: each candidate is faster, slower, the same, or undecided.
+
+``NEW OLD`` compares two files; ``NEW --base COMMIT`` measures the rows of the first once more at
+a commit, built in a throw-away worktree, so that both sides come from the same machine.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.base import measure_at
 from benchmarks.result import is_unfinished, load
 from benchmarks.tables import format_seconds
 
@@ -80,13 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; exit code 1 when one of ours is slower and that was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("new", type=Path)
-    parser.add_argument("old", type=Path)
+    sides = parser.add_mutually_exclusive_group(required=True)
+    sides.add_argument("old", type=Path, nargs="?")
+    sides.add_argument("--base", metavar="COMMIT", help="measure the old side at this commit now")
     parser.add_argument("--peers", action="store_true", help="show the peers too")
     parser.add_argument("--fail-on-slower", action="store_true")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        new, old = load(options.new), load(options.old)
+        new = load(options.new)
+        old = measure_at(options.base, new) if options.base else load(options.old)
     except (OSError, ValueError) as error:
         print(f"benchmarks.compare: {error}", file=sys.stderr)
         return 2

@@ -18,9 +18,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     # The AVX-512 tiles with every 64-byte vector lowered to two AVX2 ones: the same source and the
     # same tile shapes, so that machines without AVX-512 can prove the logic.
     list(APPEND PATCHWORD_LEVELS avx512_emulated)
-    # It is no level that anyone waits for: -O1 compiles it in a third of the time. Products and
-    # sums are fused as at the other levels, which is one of the expensive optimizations.
-    set(PATCHWORD_FLAGS_avx512_emulated ${PATCHWORD_FLAGS_avx2} -O1 -fexpensive-optimizations)
+    set(PATCHWORD_FLAGS_avx512_emulated ${PATCHWORD_FLAGS_avx2})
     set(PATCHWORD_BYTES_avx512_emulated 64)
   endif()
 endif()
