@@ -50,9 +50,6 @@ edit neither the tables nor the list of losses by hand. `make bench` (or
   everything.
 - **Memory.** Ours asks for huge pages behind outputs and scratch memory of 4 MiB and more, as NumPy
   does for its arrays; torch does so only with `THP_MEM_ALLOC_ENABLE=1`, which is not set here.
-- **Known fault of the file `ops`.** It was measured with a pause of 0.03 s after a helper's sample
-  (now 0.25 s), while its threads still spun. Two-thread rows that have NumPy or FAISS peers are
-  therefore unreliable, ours most of all: it follows NumPy in turn.
 - **Ceilings** are probed in the same run: a 256 MB copy and a 2048 x 2048 float32 product, the
   best of torch and OpenBLAS. "% of ceiling" is the larger of the two shares; GB/s and GFLOP/s come
   from the formula below each table, not from counters. Work that an algorithm skips still counts,

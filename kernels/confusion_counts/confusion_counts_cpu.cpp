@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Joint counts on the CPU: bins of a chunk of pixels by plain vectorised loops, then several
 // histograms in turn.
+#include <type_traits>
+
 #include "kernels/common/cpu_levels.h"
 #include "kernels/common/simd.h"
 #include "kernels/common/threads.h"
@@ -20,9 +22,13 @@ constexpr uint32_t kNone = 0xffffffffu;
 template <typename Label>
 PW_INLINE void classes_of(const Label* labels, int64_t count, int64_t classes, int64_t ignored,
                           uint32_t* out) {
+  // 32 bits hold all classes; only int64 labels need more to tell that they are none.
+  typedef std::conditional_t<(sizeof(Label) < sizeof(int64_t)), int32_t, int64_t> Wide;
+  const Wide end = static_cast<Wide>(classes);
+  const Wide hidden = static_cast<Wide>(ignored >= 0 && ignored < classes ? ignored : -1);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t label = labels[i];
-    const bool counts = label >= 0 && label < classes && label != ignored;
+    const Wide label = labels[i];
+    const bool counts = label >= 0 && label < end && label != hidden;
     out[i] = counts ? static_cast<uint32_t>(label) : kNone;
   }
 }
@@ -67,9 +73,9 @@ void count_span(const ConfusionCountsParams& p, const ConfusionPlan& plan, int64
       bins[i] = counts ? target[i] * classes + bins[i] : nowhere;
     }
     if (plan.copies == 4) {
-      count_bins<4>(bins, n, histograms, plan.bins);
+      count_bins<4>(bins, n, histograms, plan.room);
     } else {
-      count_bins<1>(bins, n, histograms, plan.bins);
+      count_bins<1>(bins, n, histograms, plan.room);
     }
   }
 }
@@ -85,14 +91,14 @@ Status count(const ConfusionCountsParams& p, int threads) {
     for (int64_t start = 0; start < p.pixels; start += kMostPixels) {
       const int64_t rest = p.pixels - start;
       const int64_t base = image * p.pixels + start;
-      __builtin_memset(histograms, 0, static_cast<size_t>(copies * plan.bins) * sizeof(uint32_t));
+      __builtin_memset(histograms, 0, static_cast<size_t>(copies * plan.room) * sizeof(uint32_t));
       parallel_for(plan.threads, rest < kMostPixels ? rest : kMostPixels,
                    [&](int64_t begin, int64_t end, int thread) {
                      count_span(p, plan, base + begin, base + end,
-                                histograms + thread * plan.copies * plan.bins);
+                                histograms + thread * plan.copies * plan.room);
                    });
       for (int64_t copy = 0; copy < copies; ++copy) {
-        const uint32_t* from = histograms + copy * plan.bins;
+        const uint32_t* from = histograms + copy * plan.room;
         for (int64_t bin = 0; bin < pairs; ++bin) counts[bin] += from[bin];
       }
     }

@@ -9,7 +9,7 @@ PW_SELECT_TABLE(ConfusionCountsTable, kConfusionCounts, confusion_counts_table)
 
 int64_t confusion_counts_workspace(const ConfusionCountsParams& p, int threads) {
   const ConfusionPlan plan = confusion_plan(p, threads);
-  return plan.threads * plan.copies * plan.bins * static_cast<int64_t>(sizeof(uint32_t));
+  return plan.threads * plan.copies * plan.room * static_cast<int64_t>(sizeof(uint32_t));
 }
 
 }  // namespace patchword

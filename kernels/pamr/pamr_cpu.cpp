@@ -284,7 +284,9 @@ void refine_image(Image& image) {
   if (p.iterations > 0 && image.live > 0) weigh(image);
   for (int t = 0; t <= p.iterations; ++t) {  // a step needs all rows of the one before
     parallel_for(image.plan.threads, p.height, [&](int64_t begin, int64_t end, int) {
-      for (int64_t y = begin; y < end; ++y) {
+      for (int64_t i = begin; i < end; ++i) {
+        // To and fro: the weights that were read last are still in the cache.
+        const int64_t y = t % 2 == 0 ? i : begin + end - 1 - i;
         if (t == 0) {
           read_masks(image, y);
         } else if (image.live > 0) {
