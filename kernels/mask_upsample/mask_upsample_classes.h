@@ -7,6 +7,7 @@
 // fused multiply-add, one compare, one maximum and one select.
 #pragma once
 
+#include "kernels/common/exp2_nonpositive.h"
 #include "kernels/mask_upsample/axis_rows.h"
 
 namespace patchword {
@@ -95,24 +96,6 @@ PW_INLINE void best_class(const float* strip, ClassList list, const RowWeights<M
       index[r] = select(first, splat_int(list.classes[k]), index[r]);
     }
   }
-}
-
-// 2^x for x <= 0: no upper limit to check, 2^-126 instead of less (nothing beside the largest term,
-// which is 1), NaN stays NaN. The polynomial is that of exp2 in simd.h.
-PW_INLINE VecF exp2_nonpositive(VecF x) {
-  x = max(splat(-126.0f), x);  // in this order a NaN passes
-  const VecF magic = splat(12582912.0f);
-  const VecF shifted = x + magic;
-  const VecI n = bit_cast<VecI>(shifted) - bit_cast<VecI>(magic);
-  const VecF r = x - (shifted - magic);
-  VecF p = splat(1.5403530e-4f);
-  p = fma(p, r, splat(1.3333558e-3f));
-  p = fma(p, r, splat(9.6181291e-3f));
-  p = fma(p, r, splat(5.5504109e-2f));
-  p = fma(p, r, splat(2.4022651e-1f));
-  p = fma(p, r, splat(6.9314718e-1f));
-  p = fma(p, r, splat(1.0f));
-  return bit_cast<VecF>(bit_cast<VecI>(p) + (n << 23));
 }
 
 // Probability of the best class: 1 / sum exp(scale (value - best)).

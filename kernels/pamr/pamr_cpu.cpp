@@ -2,6 +2,7 @@
 // PAMR on the CPU: pixels of a row in lanes, the weights of a pixel vector next to each other and
 // used for a block of channels at once, rows padded so that no neighbour needs a test.
 #include "kernels/common/cpu_levels.h"
+#include "kernels/common/exp2_nonpositive.h"
 #include "kernels/common/simd.h"
 #include "kernels/common/threads.h"
 #include "kernels/pamr/pamr.h"
@@ -110,23 +111,6 @@ PW_INLINE VecF add_distances(const Image& image, const float* plane, int64_t cen
   return best;
 }
 
-// 2^x for x <= 0, relative error below 2e-7 down to -126, where it stays. NaN stays NaN: it is the
-// second operand of max, and nothing is added to its bits.
-PW_INLINE VecF power_of_two(VecF x) {
-  const VecF limited = max(splat(-126.0f), x);
-  const VecF magic = splat(12582912.0f + 127.0f);  // rounds, and biases the exponent
-  const VecF shifted = limited + magic;
-  const VecF r = limited - (shifted - magic);
-  VecF p = splat(1.5403530e-4f);
-  p = fma(p, r, splat(1.3333558e-3f));
-  p = fma(p, r, splat(9.6181291e-3f));
-  p = fma(p, r, splat(5.5504109e-2f));
-  p = fma(p, r, splat(2.4022651e-1f));
-  p = fma(p, r, splat(6.9314718e-1f));
-  p = fma(p, r, splat(1.0f));
-  return p * bit_cast<VecF>(bit_cast<VecI>(shifted) << 23);
-}
-
 // Weights of kLanes pixels from the colours in `rows`.
 void weigh_pixels(const Image& image, const float* rows, int64_t centre,
                   const int64_t (&offset)[kMostNeighbours], int64_t x, float* weights) {
@@ -143,7 +127,7 @@ void weigh_pixels(const Image& image, const float* rows, int64_t centre,
   }
   VecF total{};
   for (int n = 0; n < plan.neighbours; ++n) {
-    const VecF weight = power_of_two(load(weights + n * kLanes) - best);
+    const VecF weight = exp2_nonpositive(load(weights + n * kLanes) - best);
     store(weights + n * kLanes, weight);
     total += weight;
   }
